@@ -1,0 +1,98 @@
+"""The command line of the benchmarks: bench gpu-util | loader | figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastload.cli import exit_with
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Measure: how busy the device is and why, and how fast batches come. Peers run beside it, on the same cores.",
+)
+
+Json = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Write everything measured there.", show_default=False),
+]
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one sentence and exit code 2."""
+    exit_with(app)
+
+
+@app.command("gpu-util")
+def gpu_util(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATASET_OR_FOLDER",
+            help="An image folder, or what `fastload convert` wrote of one (the folder is then looked for beside it).",
+            show_default=False,
+        ),
+    ],
+    model: Annotated[str, typer.Option(help="A timm model.")] = "resnet18",
+    size: Annotated[int, typer.Option(help="Side of the crops that it trains on, in pixels.")] = 128,
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
+    steps: Annotated[int, typer.Option(help="Steps that are measured, after warm-up.")] = 30,
+    workers: Annotated[int, typer.Option(help="DataLoader's worker processes.")] = 2,
+    precision: Annotated[str, typer.Option(help="no or bf16.")] = "no",
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, mps; the best one where not given.", show_default=False)
+    ] = None,
+    images: Annotated[int, typer.Option(help="Use at most so many images of a folder.")] = 2000,
+    json: Json = None,
+) -> None:
+    """Say how busy the device is, why, and what converting would gain.
+
+    The same training step is fed by ImageFolder and DataLoader, and by fastload, with the same transforms;
+    beside both stands the ceiling: the same step on a few batches that are already there.
+    """
+    from bench.gpu_util import Options, measure, say
+
+    options = Options(model=model, size=size, batch_size=batch_size, steps=steps, workers=workers,
+                      precision=precision, device=device, max_images=images)  # fmt: skip
+    say(measure(data, options), json)
+
+
+@app.command()
+def loader(
+    folder: Annotated[Path, typer.Argument(help="An image folder: class folders.", show_default=False)],
+    store: Annotated[int, typer.Option(help="Side of the stored images, in pixels.")] = 128,
+    size: Annotated[int, typer.Option(help="Side of the random crops, in pixels.")] = 112,
+    batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 64,
+    workers: Annotated[int, typer.Option(help="DataLoader's worker processes.")] = 2,
+    rounds: Annotated[int, typer.Option(help="Epochs of each loader, in turn.")] = 5,
+    json: Json = None,
+) -> None:
+    """Measure loaders alone: images/s of ImageFolder and DataLoader, and of each placement.
+
+    Same images, same transforms (random crop, mirror, normalization), same cores, same output; epochs in
+    turn, medians.
+    """
+    from bench.loader import measure, say
+
+    say(measure(folder, store=store, size=size, batch_size=batch_size, workers=workers, rounds=rounds), json)
+
+
+@app.command()
+def figures(
+    check: Annotated[bool, typer.Option("--check", help="Change nothing; fail where README.md differs.")] = False,
+) -> None:
+    """Write the figures of README.md anew from bench/results/*.json."""
+    from bench.figures import update
+
+    if not update(Path(__file__).parents[1], check=check):
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    main()

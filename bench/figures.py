@@ -1,0 +1,79 @@
+"""`bench figures`: the figures of README.md come from bench/results/*.json, and from nowhere else."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def update(root: Path, *, check: bool) -> bool:
+    """Write every block `<!-- figures: NAME -->` of README.md anew from `bench/results/NAME.json`.
+
+    Args:
+        root: the repository.
+        check: change nothing; return False where a block differs.
+    """
+    readme = root / "README.md"
+    old = readme.read_text(encoding="utf-8")
+
+    def block(match: re.Match[str]) -> str:
+        result = json.loads((root / "bench" / "results" / f"{match[2]}.json").read_text(encoding="utf-8"))
+        return f"{match[1]}{_RENDER[result['schema']](result)}\n{_origin(result, match[2])}\n{match[3]}"
+
+    new = _BLOCK.sub(block, old)
+    if check:
+        if new != old:
+            print("README.md differs from bench/results; run: bench figures")
+        return new == old
+    if new != old:
+        readme.write_text(new, encoding="utf-8")
+    return True
+
+
+def _origin(result: dict[str, Any], name: str) -> str:
+    machine, versions = result["machine"], result["versions"]
+    where = ", ".join(machine["gpus"]) or f"{machine['cpu']}, {machine['cores']} cores"
+    return (
+        f"\n*{where}; torch {versions['torch']}, Python {versions['python']}; {result['date']}; "
+        f"`{result['command']}`; [all of it](bench/results/{name}.json)*"
+    )
+
+
+def _train(result: dict[str, Any]) -> str:
+    best, config, data = result["best"], result["config"], result["data"]
+    return (
+        f"{result['model']} from scratch on {data['name']} ({data['train']:,} training images stored at "
+        f"{data['image'][0]} px, trained at {result['size']} px, {result['precision']}): **{best['accuracy']:.1%}** "
+        f"validation accuracy after epoch {best['epoch'] + 1} of {config['epochs']}, "
+        f"**{result['seconds'] / 60:.1f} minutes** in all, data wait {result['data_wait']:.1%}."
+    )
+
+
+def _loader(result: dict[str, Any]) -> str:
+    lines = ["| loader alone | images/s | times the first |", "|---|---:|---:|"]
+    for name, speed in result["images_per_second"].items():
+        shown = f"{name}({result['settings']['workers']})" if name == "ImageFolder + DataLoader" else name
+        lines.append(f"| {shown} | {speed:,} | {result['ratio_to_baseline'][name]:.1f} |")
+    return "\n".join(lines)
+
+
+def _gpu_util(result: dict[str, Any]) -> str:
+    lines = ["| fed by | images/s | data wait | loader alone | ceiling |", "|---|---:|---:|---:|---:|"]
+    for row in result["loaders"].values():
+        lines.append(
+            f"| {row['name']} | {row['x_real']:,.0f} | {row['data_wait']:.0%} | {row['x_load']:,.0f} | "
+            f"{result['x_replay']:,.0f} |"
+        )
+    return "\n".join([*lines, "", f"{result['loaders']['folder']['name']}: {result['verdict']}"])
+
+
+_RENDER: dict[str, Callable[[dict[str, Any]], str]] = {
+    "fastload-train": _train,
+    "fastload-bench-loader": _loader,
+    "fastload-gpu-util": _gpu_util,
+}

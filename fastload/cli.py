@@ -1,0 +1,243 @@
+"""The command line: fastload convert | info | verify | show | doctor."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.table import Table
+
+from fastload.errors import ConfigError, FastloadError, printable
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Ends dataloader-bound training: turn an image folder into a memory-resident dataset, look at it, check it.",
+)
+
+DatasetPath = Annotated[Path, typer.Argument(help="A dataset: NAME.fastload.", show_default=False)]
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one sentence and exit code 2."""
+    exit_with(app)
+
+
+def run(command: Callable[..., Any]) -> None:
+    """Run a function as a command: its parameters are the flags, a FastloadError is one sentence and exit code 2."""
+    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    single.command()(command)
+    exit_with(single)
+
+
+def exit_with(program: Callable[[], Any]) -> None:
+    """Call `program`, turning a FastloadError into one sentence on standard error and exit code 2."""
+    try:
+        program()
+    except FastloadError as e:
+        print(f"{type(e).__name__}: {e}", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SRC",
+            help="A folder with one folder per class, or with split folders (train, valid, test and their usual "
+            "other names) that hold them.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Argument(help="The dataset to write; SRC.fastload where not given.", show_default=False),
+    ] = None,
+    size: Annotated[int, typer.Option(help="Side of the stored images, in pixels.")] = 256,
+    fit: Annotated[
+        Literal["stretch", "crop", "pad"],
+        typer.Option(help="How a picture becomes square: both sides stretched, the centre cut out, or black added."),
+    ] = "stretch",
+    split: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=SHARE",
+            help="Cut a split from train where the source has none, e.g. valid=0.1: the same share of every class, "
+            "always the same images. May be given twice.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the cut, and of the one shuffle of train.")] = 0,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Threads that decode; one per core where not given.", show_default=False),
+    ] = None,
+) -> None:
+    """Turn a folder of images into a dataset that needs no decoding.
+
+    Every image is decoded once, brought to SIZE x SIZE and stored as bytes. The same folder and options
+    give the same bytes. A run that was stopped goes on where it was when the same command is given again.
+    """
+    from fastload import conversion
+    from fastload.formats.resident import read_manifest
+
+    shares = dict(_parse_share(s) for s in split or [])
+    path = conversion.convert(source, out, size=size, fit=fit, split=shares, seed=seed, workers=workers, progress=True)
+    manifest = read_manifest(path)
+    counts = ", ".join(f"{manifest.count(s):,} {s}" for s in manifest.splits)
+    print(f"wrote {printable(path)}: {counts}; {len(manifest.classes)} classes, {size}x{size}")
+
+
+@app.command()
+def info(dataset: DatasetPath) -> None:
+    """Say what a dataset holds, and where this machine would keep it."""
+    from fastload.devices import current_device
+    from fastload.formats import open_dataset
+    from fastload.formats.resident import read_manifest
+    from fastload.loader import describe
+    from fastload.placement import choose, gib
+
+    manifest = read_manifest(dataset)
+    table = Table(title=escape(printable(dataset)), title_justify="left", show_header=False, box=None)
+    table.add_column(style="bold")
+    table.add_column()
+
+    def row(name: str, value: object) -> None:
+        table.add_row(name, escape(printable(value)))
+
+    device = current_device()
+    for split in manifest.splits:
+        opened = open_dataset(dataset, split)
+        placement = choose("auto", opened.num_bytes, describe(opened), device)
+        row(split, f"{len(opened):,} images in {len(opened.shards)} shards, {gib(opened.num_bytes)}")
+        row("", f"here: {placement.kind}, since {placement.reason}")
+    row("image", f"{'x'.join(str(n) for n in manifest.image_shape)} uint8")
+    names = list(manifest.display_names)
+    row("classes", f"{len(names)}: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}")
+    row("mean", ", ".join(f"{m:.4f}" for m in manifest.mean))
+    row("std", ", ".join(f"{s:.4f}" for s in manifest.std))
+    row("settings", ", ".join(f"{k} {v}" for k, v in manifest.settings.items()))
+    row("source", f"{manifest.source.get('name')}, {manifest.source.get('layout')}")
+    row("written by", f"fastload {manifest.fastload}")
+    Console().print(table)
+
+
+@app.command()
+def verify(dataset: DatasetPath) -> None:
+    """Check every byte of a dataset against the checksums that were written with it.
+
+    Names every shard that was changed, cut, lost or swapped, and ends with exit code 1 if there is one.
+    """
+    from fastload.formats.resident import find_damage, read_manifest
+
+    manifest = read_manifest(dataset)
+    total = sum(shard.bytes for shards in manifest.splits.values() for shard in shards)
+    columns = (TextColumn("[bold]verify"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("verify", total=total)
+        damage = list(find_damage(dataset, manifest, lambda count: bar.advance(task, count)))
+    for sentence in damage:
+        print(f"damaged: {sentence}", file=sys.stderr)
+    num_shards = sum(len(shards) for shards in manifest.splits.values())
+    if damage:
+        print(
+            f"{len(damage)} of {num_shards} shards are damaged; convert again, or copy them anew.",
+            file=sys.stderr,
+        )
+        raise typer.Exit(1)
+    print(f"{printable(dataset)}: {num_shards} shards, {total:,} bytes, all as written")
+
+
+@app.command()
+def show(
+    dataset: DatasetPath,
+    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("sheet.png"),
+    split: Annotated[str, typer.Option(help="train, valid or test.")] = "train",
+    augment: Annotated[
+        bool, typer.Option("--augment", help="As a training step would see them: random crop and mirror.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Which nine samples, and which draws.")] = 0,
+) -> None:
+    """Draw a contact sheet: nine samples with their class names, as stored or as augmented."""
+    import torch
+    from torchvision.transforms import v2
+
+    from fastload.augment import Augment
+    from fastload.formats import open_dataset
+    from fastload.sheet import contact_sheet
+
+    opened = open_dataset(dataset, split)
+    ids = torch.randperm(len(opened), generator=torch.Generator().manual_seed(seed))[:9]
+    images = torch.stack([opened[int(i)][0] for i in ids])
+    if augment:
+        side = opened.image_shape[0]
+        pipeline = Augment([v2.RandomResizedCrop(side, scale=(0.35, 1)), v2.RandomHorizontalFlip()], dtype=torch.uint8)
+        images = pipeline(images, ids=ids, seed=seed).permute(0, 2, 3, 1)
+    names = [opened.manifest.display_names[int(opened.labels[i])] for i in ids]
+    picture = contact_sheet([image.numpy() for image in images], names)
+    try:
+        picture.save(out, format="PNG")
+    except OSError as e:
+        raise ConfigError(f"--out {printable(out)} cannot be written ({e.strerror}); pass another path.") from e
+    print(f"wrote {printable(out)}")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is installed, what is missing, and the command that brings it.
+
+    Ends with exit code 1 if something is broken; what is merely absent is fine.
+    """
+    from fastload.doctor import examine
+
+    marks = {"ok": "[green]ok[/]", "absent": "[yellow]absent[/]", "broken": "[red]broken[/]"}
+    table = Table(box=None, show_header=False)
+    findings = examine()
+    for finding in findings:
+        table.add_row(marks[finding.state], escape(finding.name), escape(printable(finding.found)))
+    console = Console(soft_wrap=True)
+    console.print(table)
+    for finding in findings:
+        if finding.command:
+            console.print(f"{finding.name}: {finding.command}", markup=False, highlight=False)
+    if any(f.state == "broken" for f in findings):
+        raise typer.Exit(1)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from fastload import __version__
+
+        print(f"fastload {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _parse_share(text: str) -> tuple[str, float]:
+    name, _, share = text.partition("=")
+    try:
+        return name, float(share)
+    except ValueError:
+        raise ConfigError(f"--split {printable(text)}: write it as NAME=SHARE, e.g. --split valid=0.1.") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""Which device, which rank, how much memory is free: what this process has to work with."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fastload.errors import ConfigError, printable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rank:
+    """This process among all that train together."""
+
+    rank: int
+    world_size: int
+
+
+def current_rank() -> Rank:
+    """Return rank and world size from Accelerate's state or torch.distributed; (0, 1) where neither is set up."""
+    # Not imported for this: a state that Accelerate was never loaded for cannot be set up.
+    state = sys.modules.get("accelerate.state")
+    if state is not None and state.PartialState._shared_state != {}:
+        partial = state.PartialState()
+        return Rank(rank=partial.process_index, world_size=partial.num_processes)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return Rank(rank=torch.distributed.get_rank(), world_size=torch.distributed.get_world_size())
+    return Rank(rank=0, world_size=1)
+
+
+def current_device() -> torch.device:
+    """Return Accelerate's device where it is set up, else cuda, else mps, else cpu."""
+    state = sys.modules.get("accelerate.state")
+    if state is not None and state.PartialState._shared_state != {}:
+        return torch.device(state.PartialState().device)
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def parse_device(name: str | torch.device | None) -> torch.device:
+    """Return the device called `name`, or the best one where it is None.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    if name is None:
+        return current_device()
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device {printable(repr(name))} is not known; use cpu, cuda, cuda:1 or mps.") from None
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError(f"device {device}: this machine has no CUDA GPU that torch can use; see: fastload doctor")
+        index = torch.cuda.current_device() if device.index is None else device.index
+        if index >= torch.cuda.device_count():
+            raise ConfigError(f"device {device}: this machine has {torch.cuda.device_count()} GPUs, counted from 0.")
+        return torch.device("cuda", index)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("device mps: this machine has no Apple GPU that torch can use; use cpu.")
+    return device
+
+
+def free_host_bytes() -> int:
+    """Return the memory that this process may still take, in bytes: the machine's, or its control group's if less."""
+    free = meminfo_bytes("MemAvailable")
+    for limit, usage, statistics in _control_groups():
+        # The group's usage counts its page cache, which gives way.
+        free = min(free, limit - usage + statistics)
+    return max(0, free)
+
+
+def meminfo_bytes(field: str) -> int:
+    """Return a line of /proc/meminfo (MemTotal, MemAvailable) in bytes; elsewhere the machine's total."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            name, _, rest = line.partition(":")
+            if name == field:
+                return int(rest.split()[0]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _control_groups() -> list[tuple[int, int, int]]:
+    """Return (limit, usage, reclaimable file cache) in bytes of every memory control group above this process."""
+    found = []
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":  # version 2
+            base, names = Path("/sys/fs/cgroup"), ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            base = Path("/sys/fs/cgroup/memory")
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        # In a container the group's own folder is often mounted as the root.
+        inner = base / group.lstrip("/")
+        for folder in {inner, *inner.parents} if inner.is_relative_to(base) else {base}:
+            try:
+                limit, usage = ((folder / name).read_text().strip() for name in names[:2])
+                statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                if limit != "max":
+                    found.append((int(limit), int(usage), int(statistics.get(names[2], 0))))
+            except (OSError, ValueError):
+                continue
+    return found

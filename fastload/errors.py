@@ -1,0 +1,74 @@
+"""The tree of exceptions, and the one way strings from data reach a terminal.
+
+FastloadError
+ ├── ConfigError        an option or argument that cannot be right (size 0, an unknown schedule)
+ ├── SourceError        a source without images, or in no known layout
+ │    └── DecodeError   one file of it that cannot become an image; carries the path
+ ├── DatasetError       a dataset that is missing, damaged, of another version, or in the way
+ ├── PlacementError     the asked-for memory does not hold the dataset
+ ├── TransformError     a transform we do not know, or that does not fit the images
+ ├── CheckpointError    a checkpoint that is missing, damaged or of another model
+ └── TrainError         training that cannot go on (the loss is not a number)
+
+Users catch FastloadError. Every message says what was wrong, what was found and the next step.
+"""
+
+from __future__ import annotations
+
+
+class FastloadError(Exception):
+    """The root: everything fastload raises on purpose."""
+
+
+class ConfigError(FastloadError):
+    """An option or argument cannot be right."""
+
+
+class SourceError(FastloadError):
+    """A source has no images, or none of the known layouts."""
+
+
+class DecodeError(SourceError):
+    """A file cannot become an image.
+
+    Attributes:
+        path: the file, relative to its source.
+        reason: what the decoder said.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{printable(path)}: {reason}.")
+        self.path = path
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[DecodeError], tuple[str, str]]:
+        return type(self), (self.path, self.reason)
+
+
+class DatasetError(FastloadError):
+    """A dataset is missing, damaged, of another version, or in the way of a new one."""
+
+
+class PlacementError(FastloadError):
+    """The asked-for memory does not hold the dataset."""
+
+
+class TransformError(FastloadError):
+    """A transform is not known, or does not fit the images."""
+
+
+class CheckpointError(FastloadError):
+    """A checkpoint is missing, damaged or belongs to another model."""
+
+
+class TrainError(FastloadError):
+    """Training cannot go on."""
+
+
+def printable(text: object) -> str:
+    """Return `text` with every character that could steer a terminal written as an escape.
+
+    File and class names come from data nobody has checked: a name may hold newlines, escape
+    sequences or bytes that are not UTF-8.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
