@@ -136,7 +136,7 @@ def convert(
         DecodeError: a file is no whole image; finished shards are kept for the next try.
         DatasetError: the output exists, is being written by another process, or cannot be written.
     """
-    settings = Settings(size=size, fit=fit, seed=seed)
+    settings = Settings(size=size, fit=fit, seed=seed, shard_bytes=SHARD_BYTES)
     workers = workers if workers is not None else len(os.sched_getaffinity(0))
     if workers < 1:
         raise ConfigError(f"workers={workers}: at least one thread has to decode; pass 1 or more.")

@@ -107,12 +107,21 @@ def _control_groups() -> list[tuple[int, int, int]]:
             continue
         # In a container the group's own folder is often mounted as the root.
         inner = base / group.lstrip("/")
-        for folder in {inner, *inner.parents} if inner.is_relative_to(base) else {base}:
-            try:
-                limit, usage = ((folder / name).read_text().strip() for name in names[:2])
-                statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                if limit != "max":
-                    found.append((int(limit), int(usage), int(statistics.get(names[2], 0))))
-            except (OSError, ValueError):
-                continue
+        found += read_groups(inner if inner.is_dir() else base, base, names)
+    return found
+
+
+def read_groups(inner: Path, base: Path, names: tuple[str, str, str]) -> list[tuple[int, int, int]]:
+    """Return (limit, usage, reclaimable cache) of the group `inner` and each above it up to `base` that has a limit."""
+    found = []
+    for folder in (inner, *inner.parents):
+        try:
+            limit, usage = ((folder / name).read_text().strip() for name in names[:2])
+            statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            if limit != "max":
+                found.append((int(limit), int(usage), int(statistics.get(names[2], 0))))
+        except (OSError, ValueError):
+            pass  # the root group has no limit to read
+        if folder == base:
+            break
     return found

@@ -5,6 +5,8 @@ Shape letters: N batch, H W stored pixels, S T output height and width, C channe
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
@@ -105,44 +107,61 @@ def copy_pixels(images_NHWC: torch.Tensor, draws: Draws) -> torch.Tensor:
     Returns:
         uint8 [N, S, T, C].
     """
-    y, x = draws.y, draws.x
+    # On the CPU, whole rows of bytes move at ten times the speed of single indexed pixels.
+    return copy_by_slices(images_NHWC, draws) if images_NHWC.device.type == "cpu" else copy_by_index(images_NHWC, draws)
+
+
+def copy_by_index(images_NHWC: torch.Tensor, draws: Draws) -> torch.Tensor:
+    """See copy_pixels; one indexing for the whole batch, on any device and without waiting for it."""
     num_images, height, width, num_channels = images_NHWC.shape
-    y_first, x_first = (np.where(a.step > 0, a.start, a.start - 1).astype(np.int64) for a in (y, x))
-    fill_C = torch.tensor(draws.fill).to(images_NHWC.device, torch.uint8).expand(num_channels)
-    if images_NHWC.device.type == "cpu":
-        out_NSTC = torch.empty((num_images, y.size, x.size, num_channels), dtype=torch.uint8)
-        rows = zip(y_first.tolist(), (y.step < 0).tolist(), x_first.tolist(), (x.step < 0).tolist(), strict=True)
-        for i, (top, upside_down, left, mirrored) in enumerate(rows):
-            # As if not mirrored: the box's own top left corner.
-            top, left = (top - y.size + 1 if upside_down else top), (left - x.size + 1 if mirrored else left)
-            a, b = max(0, -top), max(0, -left)
-            c, d = max(a, min(y.size, height - top)), max(b, min(x.size, width - left))
-            box = images_NHWC[i, top + a : top + c, left + b : left + d]
-            out = out_NSTC[i]
-            if c - a < y.size or d - b < x.size:
-                out.copy_(fill_C.expand_as(out))
-                a, c = (y.size - c, y.size - a) if upside_down else (a, c)
-                b, d = (x.size - d, x.size - b) if mirrored else (b, d)
-                out = out[a:c, b:d]
-            flips = [axis for axis, flipped in ((0, upside_down), (1, mirrored)) if flipped]
-            out.copy_(box.flip(flips) if flips else box)
-        return out_NSTC
-    ys_NS, y_inside_NS = _positions(y, y_first, height, images_NHWC.device)
-    xs_NT, x_inside_NT = _positions(x, x_first, width, images_NHWC.device)
-    image_N = torch.arange(num_images, device=images_NHWC.device)[:, None, None]
+    device = images_NHWC.device
+    ys_NS, y_inside_NS = _positions(draws.y, height, device)
+    xs_NT, x_inside_NT = _positions(draws.x, width, device)
+    image_N = torch.arange(num_images, device=device)[:, None, None]
     taken = images_NHWC[image_N, ys_NS[:, :, None], xs_NT[:, None, :]]
     inside_NST = y_inside_NS[:, :, None] & x_inside_NT[:, None, :]
-    return torch.where(inside_NST[..., None], taken, fill_C)
+    return torch.where(inside_NST[..., None], taken, _fill(draws, num_channels, device))
 
 
-def _positions(
-    axis: AxisMap,
-    first: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
-    num_stored: int,
-    device: torch.device,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def copy_by_slices(images_NHWC: torch.Tensor, draws: Draws) -> torch.Tensor:
+    """See copy_pixels; image by image, for the CPU."""
+    num_images, height, width, num_channels = images_NHWC.shape
+    out_NSTC = torch.empty((num_images, draws.y.size, draws.x.size, num_channels), dtype=torch.uint8)
+    fill_C = _fill(draws, num_channels, images_NHWC.device)
+    for i, ((rows, row_box, upside_down), (columns, column_box, mirrored)) in enumerate(
+        zip(_slices(draws.y, height), _slices(draws.x, width), strict=True)
+    ):
+        out, box = out_NSTC[i], images_NHWC[i, row_box, column_box]
+        if len(box) < draws.y.size or box.shape[1] < draws.x.size:
+            out.copy_(fill_C.expand_as(out))
+            out = out[rows, columns]
+        flips = [axis for axis, flipped in ((0, upside_down), (1, mirrored)) if flipped]
+        out.copy_(box.flip(flips) if flips else box)
+    return out_NSTC
+
+
+def _slices(axis: AxisMap, num_stored: int) -> Iterator[tuple[slice, slice, bool]]:
+    """Yield for each image: output pixels that are no padding, the stored pixels they take, whether mirrored."""
+    for first, flipped in zip(_first_pixel(axis).tolist(), (axis.step < 0).tolist(), strict=True):
+        low = first - axis.size + 1 if flipped else first
+        before = min(axis.size, max(0, -low))
+        after = min(axis.size - before, max(0, low + axis.size - num_stored))
+        kept = slice(after, axis.size - before) if flipped else slice(before, axis.size - after)
+        yield kept, slice(low + before, low + axis.size - after), flipped
+
+
+def _first_pixel(axis: AxisMap) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    """Return the stored pixel of the first output pixel; a mirrored map starts at that pixel's far edge."""
+    return np.where(axis.step > 0, axis.start, axis.start - 1).astype(np.int64)
+
+
+def _fill(draws: Draws, num_channels: int, device: torch.device) -> torch.Tensor:
+    return torch.tensor(draws.fill).to(device, torch.uint8, non_blocking=True).expand(num_channels)
+
+
+def _positions(axis: AxisMap, num_stored: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the stored pixel of each output pixel, and whether there is one; both [N, size]."""
-    start = torch.from_numpy(first).to(device, non_blocking=True)[:, None]
+    start = torch.from_numpy(_first_pixel(axis)).to(device, non_blocking=True)[:, None]
     step = torch.from_numpy(axis.step.astype(np.int64)).to(device, non_blocking=True)[:, None]
     position = start + torch.arange(axis.size, device=device) * step
     return position.clamp(0, num_stored - 1), (position >= 0) & (position < num_stored)

@@ -348,8 +348,8 @@ def _pair(size: Any) -> tuple[int, int]:
 
 
 def _check_bilinear(transform: Any) -> None:
-    interpolation = getattr(transform, "interpolation", "bilinear")
-    if str(getattr(interpolation, "value", interpolation)) != "bilinear":
+    interpolation = getattr(transform.interpolation, "value", transform.interpolation)
+    if interpolation != "bilinear":
         raise TransformError(f"interpolation {interpolation} is not supported; use bilinear.")
     if getattr(transform, "antialias", True) is False:
         raise TransformError("antialias=False is not supported; leave it at True.")

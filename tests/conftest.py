@@ -1,0 +1,95 @@
+"""What several tests need: tiny image folders, a dataset of them, and the promise of a GPU."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+# Real photographs to test with, where they lie beside the checkout.
+SHARED = ROOT.parent / "shared" / "data"
+
+# Odd on purpose: nothing divides evenly. Class -> images.
+TRAIN = {"bee": 5, "ant": 4, "wasp": 4}
+VALID = {"bee": 2, "ant": 3, "wasp": 2}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA"))
+
+
+def pytest_sessionstart() -> None:
+    if os.environ.get("FASTLOAD_REQUIRE_CUDA") == "1" and not torch.cuda.is_available():
+        pytest.exit("FASTLOAD_REQUIRE_CUDA=1, and torch finds no CUDA GPU", returncode=1)
+
+
+def write_image(file: Path, seed: int, *, width: int = 37, height: int = 23) -> None:
+    """Write a JPEG of smooth random colours: like a photograph, it survives resizing and compression."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(file, quality=92)
+
+
+def write_folder(root: Path, *, splits: bool = True) -> Path:
+    """Write a folder of class folders, 13 training and 7 validation images."""
+    seed = 0
+    for split, counts in (("train", TRAIN), ("valid", VALID)) if splits else (("", TRAIN),):
+        for name, count in counts.items():
+            for number in range(count):
+                write_image(root / split / name / f"{number:03d}.jpg", seed)
+                seed += 1
+    return root
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_folder(tmp_path / "insects")
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of 13 + 7 images of 20x20 pixels in shards of 4 rows: never written to."""
+    from fastload import conversion
+
+    root = tmp_path_factory.mktemp("dataset")
+    source = write_folder(root / "insects")
+    return convert_small(source, root / "insects.fastload", conversion)
+
+
+def convert_small(source: Path, out: Path, conversion: object, size: int = 20) -> Path:
+    """Convert with shards of 4 images, so that a tiny folder has several."""
+    from unittest import mock
+
+    with mock.patch.object(conversion, "SHARD_BYTES", 4 * size * size * 3):
+        return conversion.convert(source, out, size=size)  # type: ignore[attr-defined]
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def launch(*words: object, timeout: float = 240, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run one of this Python's programs, or a script, from the repository's root."""
+    first, *rest = (str(w) for w in words)
+    program = [sys.executable, first] if first.endswith(".py") else [str(Path(sys.executable).parent / first)]
+    return subprocess.run(
+        [*program, *rest],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
