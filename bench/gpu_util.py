@@ -11,7 +11,7 @@ import shlex
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,14 @@ import fastload
 from bench.peers import fast_loader, find_pair, folder_loader, training_folder
 from fastload.devices import parse_device
 from fastload.errors import ConfigError, SourceError, printable
-from fastload.profiling import WaitMeter, judge
+from fastload.profiling import Timing, WaitMeter, judge
 from fastload.profiling.report import command, environment, rounded, write_json
 from fastload.profiling.verdict import MIN_STEPS, efficiency, headspace
 
 NUM_WARMUP = 3
 NUM_CACHED = 4
-NUM_LOAD = 40  # batches for X_load; after a warm-up as long as DataLoader's own read-ahead
+NUM_BLOCKS = 3
+NUM_LOAD = 12  # batches in one block of X_load
 
 Step = Callable[[torch.Tensor, torch.Tensor], None]
 
@@ -93,12 +94,19 @@ def measure(data: Path, options: Options) -> dict[str, Any]:
         }  # fmt: skip
         placement = loaders["fastload"].placement.kind
         step = _make_step(options, len(list(images.iterdir())), device)
+        feeds = {name: Feed(loader, options.workers) for name, loader in loaders.items()}
+        cached = [(images.to(device), labels.to(device)) for images, labels in itertools.islice(
+            feeds["fastload"].forever(), NUM_CACHED)]  # fmt: skip
+        replay = Feed(cached, 0)
         with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("measure", total=(options.steps + NUM_LOAD) * len(loaders) + options.steps)
-            cached = _cached(loaders["fastload"], device)
-            x_replay = _replay(step, cached, options.steps, device, lambda: bar.advance(task))
-            rows = {name: _run(loader, step, options, device, x_replay, lambda: bar.advance(task))
-                    for name, loader in loaders.items()}  # fmt: skip
+            # In turn, block by block: a machine that others use too changes its speed from one minute to the next.
+            for _ in bar.track(range(NUM_BLOCKS), description="blocks of steps, fed each way"):
+                for feed in (replay, *feeds.values()):
+                    feed.run_block(step, -(-options.steps // NUM_BLOCKS), device)
+                for feed in feeds.values():
+                    feed.load_block(device)
+        x_replay = replay.x_real
+        rows = {name: _row(feed, x_replay, device) for name, feed in feeds.items()}
     rows["folder"]["name"] = f"ImageFolder + DataLoader({options.workers})"
     rows["fastload"]["name"] = f"fastload, {placement}"
     return {
@@ -140,73 +148,71 @@ def _make_step(options: Options, num_classes: int, device: torch.device) -> Step
     return step
 
 
-def _endless(loader: Iterable[Any], meter: WaitMeter | None = None) -> Iterator[Any]:
-    while True:
-        yield from meter.watch(loader) if meter is not None else loader
+class Feed:
+    """One way of feeding the step, run in blocks; its iterator stays where it is between them."""
+
+    def __init__(self, loader: Any, num_workers: int) -> None:
+        self._loader = loader
+        self._iterator = iter(loader)
+        # What a DataLoader has read ahead while others ran is used up before anything counts.
+        self._num_warmup = max(NUM_WARMUP, 2 * num_workers + 1)
+        self.blocks: list[Timing] = []
+        self.load_speeds: list[float] = []
+
+    def run_block(self, step: Step, num_steps: int, device: torch.device) -> None:
+        """Run the training step until `num_steps` of them count."""
+        meter = WaitMeter(device, num_warmup=self._num_warmup)
+        while meter.num_steps < num_steps:
+            for images, labels in meter.watch(self._iterator, loader=self._loader):
+                if meter.num_steps >= num_steps:
+                    break
+                step(images, labels)
+            else:
+                self._iterator = iter(self._loader)
+        self.blocks.append(meter.result())
+
+    def load_block(self, device: torch.device) -> None:
+        """Take batches and do nothing with them."""
+        batches = self.forever()
+        for _ in range(self._num_warmup):
+            next(batches)
+        begin, count = time.perf_counter(), 0
+        for images, _ in itertools.islice(batches, NUM_LOAD):
+            count += len(images)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        self.load_speeds.append(count / (time.perf_counter() - begin))
+
+    def forever(self) -> Iterator[Any]:
+        """Yield batches from where the iterator stands, epoch after epoch."""
+        while True:
+            yield from self._iterator
+            self._iterator = iter(self._loader)
+
+    @property
+    def x_real(self) -> float | None:
+        """Images/s of the run: the median over blocks."""
+        speeds = [t.images_per_second for t in self.blocks if t.images_per_second is not None]
+        return statistics.median(speeds) if speeds else None
 
 
-def _cached(loader: Iterable[Any], device: torch.device) -> list[Any]:
-    taken = itertools.islice(_endless(loader), NUM_CACHED)
-    return [(images.to(device), labels.to(device)) for images, labels in taken]
-
-
-def _replay(
-    step: Step, cached: list[Any], num_steps: int, device: torch.device, tick: Callable[[], object]
-) -> float | None:
-    meter = WaitMeter(device, num_warmup=NUM_WARMUP)
-    batches = itertools.islice(itertools.cycle(cached), num_steps + NUM_WARMUP + 1)
-    for images, labels in meter.watch(batches):
-        step(images, labels)
-        tick()
-    return meter.result().images_per_second
-
-
-def _run(
-    loader: Any,
-    step: Step,
-    options: Options,
-    device: torch.device,
-    x_replay: float | None,
-    tick: Callable[[], object],
-) -> dict[str, Any]:
-    meter = WaitMeter(device, num_warmup=NUM_WARMUP)
-    batches = _endless(loader, meter)
-    while meter.num_steps < options.steps:
-        images, labels = next(batches)
-        step(images, labels)
-        tick()
-    batches.close()  # type: ignore[attr-defined]
-    timing = meter.result()
-    x_load = _load_alone(loader, device, tick)
-    milliseconds = sorted(1e3 * s for s in timing.step_seconds)
-    x_real = timing.images_per_second
-    share = rounded(timing.wait_share)
+def _row(feed: Feed, x_replay: float | None, device: torch.device) -> dict[str, Any]:
+    x_real, x_load = feed.x_real, statistics.median(feed.load_speeds)
+    wall = sum(t.wall_seconds for t in feed.blocks)
+    wait_share = sum(t.wait_seconds for t in feed.blocks) / wall if wall > 0 else None
+    num_steps = sum(t.num_steps for t in feed.blocks)
+    milliseconds = sorted(1e3 * s for t in feed.blocks for s in t.step_seconds)
     on_gpu = device.type == "cuda"
     return {
         "x_real": rounded(x_real, 1), "x_load": rounded(x_load, 1),
-        "data_wait": share, "gpu_data_wait": share if on_gpu else None, "gpu_busy": None,
+        "data_wait": rounded(wait_share), "gpu_data_wait": rounded(wait_share) if on_gpu else None, "gpu_busy": None,
         "headspace": rounded(headspace(x_real, x_replay)), "efficiency": rounded(efficiency(x_real, x_load, x_replay)),
-        "num_steps": timing.num_steps,
+        "num_steps": num_steps,
         "step_ms_p50": rounded(statistics.median(milliseconds), 2),
         "step_ms_p95": rounded(milliseconds[int(0.95 * (len(milliseconds) - 1))], 2),
-        "epoch_start_ms": rounded(1e3 * timing.start_seconds / timing.num_starts, 2) if timing.num_starts else None,
-        "verdict": str(judge(timing.wait_share, timing.num_steps, device.type)),
+        "x_real_blocks": [rounded(t.images_per_second, 1) for t in feed.blocks],
+        "verdict": str(judge(wait_share, num_steps, device.type)),
     }  # fmt: skip
-
-
-def _load_alone(loader: Any, device: torch.device, tick: Callable[[], object]) -> float:
-    batches = _endless(loader)
-    for _ in range(NUM_LOAD // 4):
-        next(batches)
-    begin, count = time.perf_counter(), 0
-    for images, _ in itertools.islice(batches, NUM_LOAD):
-        count += len(images)
-        tick()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    seconds = time.perf_counter() - begin
-    batches.close()  # type: ignore[attr-defined]
-    return count / seconds
 
 
 def _ratio(a: float | None, b: float | None) -> float | None:

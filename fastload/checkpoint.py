@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,8 @@ def save_checkpoint(file: Path, model: torch.nn.Module, info: dict[str, Any]) ->
         info_tmp.replace(beside)
     except (OSError, SafetensorError) as e:
         for temporary in (weights_tmp, info_tmp):
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink()
         raise CheckpointError(
             f"{printable(file)} cannot be written ({printable(e)}); make room or pass --output."
         ) from e

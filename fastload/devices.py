@@ -21,15 +21,28 @@ class Rank:
 
 
 def current_rank() -> Rank:
-    """Return rank and world size from Accelerate's state or torch.distributed; (0, 1) where neither is set up."""
+    """Return rank and world size from Accelerate's state or torch.distributed; (0, 1) where neither is set up.
+
+    Raises:
+        ConfigError: a launcher started several processes, and they do not know of each other.
+    """
     # Not imported for this: a state that Accelerate was never loaded for cannot be set up.
     state = sys.modules.get("accelerate.state")
+    rank = Rank(rank=0, world_size=1)
     if state is not None and state.PartialState._shared_state != {}:
         partial = state.PartialState()
-        return Rank(rank=partial.process_index, world_size=partial.num_processes)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return Rank(rank=torch.distributed.get_rank(), world_size=torch.distributed.get_world_size())
-    return Rank(rank=0, world_size=1)
+        rank = Rank(rank=partial.process_index, world_size=partial.num_processes)
+    elif torch.distributed.is_available() and torch.distributed.is_initialized():
+        rank = Rank(rank=torch.distributed.get_rank(), world_size=torch.distributed.get_world_size())
+    started = os.environ.get("WORLD_SIZE", "1")
+    if rank.world_size == 1 and started.isdecimal() and int(started) > 1:
+        # Accelerate does so on a machine without a GPU unless told cpu=True: every process would train
+        # on the same samples, and all of them write.
+        raise ConfigError(
+            f"this process is one of {started} (WORLD_SIZE), but trains as if it were alone; make the fastload Trainer "
+            "first, or Accelerator(cpu=True) on a machine without a GPU, or pass rank and world_size."
+        )
+    return rank
 
 
 def current_device() -> torch.device:

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from fastload.augment import Augment
 from fastload.augment.philox import derive
-from fastload.devices import current_rank, parse_device
+from fastload.devices import Rank, current_rank, parse_device
 from fastload.errors import ConfigError, printable
 from fastload.formats import Dataset
 from fastload.placement import Kind, Placement, choose
@@ -80,11 +80,10 @@ class Loader:
     ) -> None:
         if (rank is None) != (world_size is None):
             raise ConfigError("rank and world_size go together; pass both or neither.")
-        here = current_rank()
-        self.rank = here.rank if rank is None else rank
+        here = current_rank() if rank is None or world_size is None else Rank(rank=rank, world_size=world_size)
+        self.rank = here.rank
         self.shares = Shares(
-            num_samples=len(dataset), batch_size=batch_size,
-            world_size=here.world_size if world_size is None else world_size,
+            num_samples=len(dataset), batch_size=batch_size, world_size=here.world_size,
             drop_last=shuffle if drop_last is None else drop_last,
         )  # fmt: skip
         if not 0 <= self.rank < self.shares.world_size:

@@ -148,11 +148,11 @@ class Trainer:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
-        if config.device is not None:
-            device = parse_device(config.device)
-            if device.type == "cuda":
-                torch.cuda.set_device(device)
-        self.accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision=config.mixed_precision)
+        device = parse_device(config.device)
+        if config.device is not None and device.type == "cuda":
+            torch.cuda.set_device(device)
+        # Said also where there is nothing else: only then does Accelerate let several CPU processes train together.
+        self.accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=config.mixed_precision)
         self.is_main: bool = self.accelerator.is_main_process
         set_seed(config.seed)  # the same weights on every rank
 

@@ -18,7 +18,12 @@ import typer
 import fastload
 from fastload.checkpoint import load_matching
 from fastload.cli import run
+from fastload.errors import DatasetError
 
+NO_DATASET = (
+    "{dataset}: no such dataset; make one of your own images with `fastload convert FOLDER {dataset}`, "
+    "or of the demo's with `python recipes/demo_images.py photographs` and `fastload convert photographs {dataset}`."
+)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as pretrained weights expect
 
 
@@ -50,6 +55,8 @@ def main(
         warmup_epochs=min(2.0, epochs / 10), mixed_precision=mixed_precision, patience=patience, max_steps=max_steps,
         seed=seed, device=device, output=output,
     ))  # fmt: skip
+    if not dataset.exists():
+        raise DatasetError(NO_DATASET.format(dataset=dataset))
     train, valid = fastload.open_dataset(dataset, "train"), fastload.open_dataset(dataset, "valid")
     augment, plain = transforms(stored=train.image_shape[0], size=size)
     train_loader = fastload.Loader(train, batch_size, augment=augment, placement=placement, seed=seed, progress=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -72,12 +71,6 @@ def convert_small(source: Path, out: Path, conversion: object, size: int = 20) -
 
     with mock.patch.object(conversion, "SHARD_BYTES", 4 * size * size * 3):
         return conversion.convert(source, out, size=size)  # type: ignore[attr-defined]
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def launch(*words: object, timeout: float = 240, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

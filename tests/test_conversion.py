@@ -88,7 +88,7 @@ def test_default_output_for_the_current_folder(folder: Path, monkeypatch: pytest
 @pytest.mark.parametrize("bad", [b"", b"no image at all", b"\xff\xd8\xff\xe0 cut"])
 def test_a_bad_image_stops_with_its_name_and_leaves_nothing(folder: Path, tmp_path: Path, bad: bytes) -> None:
     (folder / "train" / "bee" / "001.jpg").write_bytes(bad)
-    with pytest.raises(DecodeError, match="train/bee/001.jpg"):
+    with pytest.raises(DecodeError, match=r"train/bee/001\.jpg"):
         convert(folder, tmp_path / "out", size=9)
     assert {p.name for p in tmp_path.iterdir()} == {"insects"}
 

@@ -53,7 +53,7 @@ def test_a_link_to_a_folder_above_ends(folder: Path) -> None:
 def test_strange_names(tmp_path: Path) -> None:
     name = os.fsdecode(b"new\nline \xff.jpg")
     write_image(tmp_path / "ant" / "plain.jpg", 1)
-    os.rename(tmp_path / "ant" / "plain.jpg", tmp_path / "ant" / name)
+    (tmp_path / "ant" / "plain.jpg").rename(tmp_path / "ant" / name)
     source = detect(tmp_path)
     assert source.records[0].path == f"ant/{name}"
     assert len(source.digest()) == 64

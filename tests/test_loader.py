@@ -267,3 +267,10 @@ def test_wrong_arguments(dataset: Path) -> None:
         Loader(opened, 4).set_epoch(-1)
     with pytest.raises(PlacementError, match="needs a GPU"):
         Loader(opened, 4, placement="gpu", device="cpu")
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="one of 2"):
+        Loader(open_dataset(dataset), 4)
+    assert Loader(open_dataset(dataset), 4, rank=1, world_size=2).rank == 1

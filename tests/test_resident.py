@@ -117,7 +117,7 @@ def test_a_manifest_that_is_none(copied: Path, text: str) -> None:
 def test_a_cut_shard_is_found_on_opening(copied: Path) -> None:
     shard = copied / "train-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(DatasetError, match="train-00002.safetensors has"):
+    with pytest.raises(DatasetError, match=r"train-00002\.safetensors has"):
         open_dataset(copied)
 
 

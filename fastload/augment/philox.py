@@ -5,6 +5,8 @@ Source: Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import numpy.typing as npt
 
@@ -60,6 +62,7 @@ def draw_words(ids: npt.NDArray[np.int64], *, seed: int, epoch: int, transform: 
     return np.stack(words, axis=1).reshape(-1, len(ids))[:count]
 
 
+@lru_cache(maxsize=16)
 def derive(seed: int, epoch: int) -> tuple[int, int]:
     """Return the two key words of (seed, epoch)."""
     word = [np.array(n, np.uint64) for n in (epoch & 0xFFFFFFFF, epoch >> 32, 0, 0)]

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -281,7 +282,8 @@ def write_shard(
         temporary.replace(file)
         sync(file.parent)
     except (OSError, SafetensorError) as e:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise DatasetError(
             f"{printable(file.name)} cannot be written ({printable(e)}); make room in {printable(file.parent)} "
             "and run the same command again: finished shards are kept."

@@ -63,12 +63,20 @@ class WaitMeter:
         self._steps: list[tuple[float, float, int]] = []  # duration, wait, images
         self._starts: list[float] = []
 
-    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yield what `batches` yields. One call is one epoch; leaving it early is fine."""
+    def watch(self, batches: Iterable[Batch], *, loader: Any = None) -> Iterator[Batch]:
+        """Yield what `batches` yields; leaving it early is fine.
+
+        The first batch is a start and does not count: one call is one epoch, or the rest of one.
+
+        Args:
+            batches: a loader, or an iterator over one, which stays open when it is left early.
+            loader: whose hook tells where its own device work begins; `batches` where not given.
+        """
         clock = self._clock
-        hooked = getattr(batches, "on_device_work", self) is not self
+        loader = batches if loader is None else loader
+        hooked = getattr(loader, "on_device_work", self) is not self
         if hooked:
-            batches.on_device_work = clock.data_arrived  # type: ignore[attr-defined]
+            loader.on_device_work = clock.data_arrived
         iterator = iter(batches)
         first, num_images = True, 0
         try:
@@ -88,10 +96,10 @@ class WaitMeter:
                 self._collect()
         finally:
             if hooked:
-                batches.on_device_work = None  # type: ignore[attr-defined]
-            # A loop that was left early: its generator must not wait for the garbage collector.
+                loader.on_device_work = None
+            # A loop that was left early: the generator made for it must not wait for the garbage collector.
             close = getattr(iterator, "close", None)
-            if close is not None:
+            if iterator is not batches and close is not None:
                 close()
 
     def result(self) -> Timing:

@@ -1,0 +1,107 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from bench.figures import update
+from bench.peers import find_pair, training_folder
+from fastload.errors import FastloadError
+from tests.conftest import ROOT, launch, write_folder
+
+
+@pytest.mark.processes
+def test_gpu_util_measures_both_ways(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "insects")
+    done = launch(
+        "bench", "gpu-util", folder, "--size", 32, "--batch-size", 3, "--steps", 21, "--workers", 1, "--device", "cpu",
+        "--json", tmp_path / "out.json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "INPUT-BOUND" in done.stdout
+    assert "fastload convert insects --size 36" in done.stdout
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert result["device"] == "cpu"
+    assert list(result["loaders"]) == ["folder", "fastload"]
+    for row in result["loaders"].values():
+        assert row["gpu_data_wait"] is None
+        assert row["gpu_busy"] is None
+        assert row["num_steps"] >= 21
+        assert 0 <= row["data_wait"] < 1
+        assert row["headspace"] == pytest.approx(1 - row["x_real"] / result["x_replay"], abs=2e-3)
+        assert row["efficiency"] == pytest.approx(row["x_real"] / min(row["x_load"], result["x_replay"]), abs=2e-3)
+    assert str(tmp_path) not in json.dumps(result)
+
+
+@pytest.mark.processes
+def test_loader_compares_the_same_work(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "insects")
+    done = launch(
+        "bench", "loader", folder, "--store", 24, "--size", 20, "--batch-size", 3, "--workers", 0, "--rounds", 2,
+        "--json", tmp_path / "out.json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert list(result["images_per_second"]) == ["ImageFolder + DataLoader", "fastload, host", "fastload, mapped"]
+    assert all(len(rounds) == 2 for rounds in result["all_rounds"].values())
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("nowhere",), "no such folder or dataset"),
+        (("GOOD", "--model", "resnet17"), "resnet17"),
+        (("GOOD", "--batch-size", "900"), "smaller --batch-size"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(tmp_path: Path, words: tuple[str, ...], said: str) -> None:
+    folder = write_folder(tmp_path / "insects")
+    done = launch("bench", "gpu-util", *(str(folder) if w == "GOOD" else w for w in words))
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_dataset_is_measured_with_the_folder_beside_it(tmp_path: Path, dataset: Path) -> None:
+    assert find_pair(dataset) == (dataset.with_suffix(""), dataset)
+    assert find_pair(dataset.with_suffix("")) == (dataset.with_suffix(""), None)
+    shutil.copytree(dataset, tmp_path / "alone.fastload")
+    with pytest.raises(FastloadError, match="not beside it"):
+        find_pair(tmp_path / "alone.fastload")
+
+
+def test_a_part_of_a_folder_keeps_its_classes(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "insects")
+    with training_folder(folder, 6) as (root, count):
+        assert count == 5
+        assert len(list(root.iterdir())) == 3
+        linked = list(root.rglob("*.jpg"))
+        assert len(linked) == 5
+        assert all(f.read_bytes() for f in linked)
+    assert not root.exists()
+
+
+def test_the_readme_has_the_figures_of_the_results() -> None:
+    assert update(ROOT, check=True)
+
+
+def test_a_changed_figure_is_found_and_mended(tmp_path: Path) -> None:
+    (tmp_path / "bench").mkdir()
+    shutil.copytree(ROOT / "bench" / "results", tmp_path / "bench" / "results")
+    readme = tmp_path / "README.md"
+    original = (ROOT / "README.md").read_text()
+    readme.write_text(original.replace("validation accuracy", "validation accuracy of 99%", 1))
+    assert not update(tmp_path, check=True)
+    assert update(tmp_path, check=False)
+    assert readme.read_text() == original
+
+
+def test_results_name_machine_versions_data_command_and_date() -> None:
+    files = sorted((ROOT / "bench" / "results").glob("*.json"))
+    assert files
+    for file in files:
+        result = json.loads(file.read_text())
+        assert {"machine", "versions", "data", "command", "date", "schema"} <= result.keys(), file.name
+        for word in result["command"].split():
+            assert not word.startswith("/"), f"{file.name} names a path of one machine"
