@@ -34,6 +34,7 @@ from fastload.profiling.verdict import MIN_STEPS, efficiency, headspace
 NUM_WARMUP = 3
 NUM_CACHED = 4
 NUM_BLOCKS = 3
+NOISE = 0.1  # a run this much above its ceiling was measured on a machine that others used
 NUM_LOAD = 12  # batches in one block of X_load
 
 Step = Callable[[torch.Tensor, torch.Tensor], None]
@@ -243,6 +244,10 @@ def say(result: dict[str, Any], file: Path | None) -> None:
     if gain is not None:
         more = f"{gain:.2f} times the images/s" if gain >= 1.05 else f"next to nothing ({gain:.2f} times the images/s)"
         console.print(f"Converting gains {more} of this training step on this machine.", markup=False)
+    if any(row["headspace"] is not None and row["headspace"] < -NOISE for row in result["loaders"].values()):
+        console.print(
+            "The run came out faster than its ceiling: this machine was busy with other things; run it again."
+        )
     if settings["steps"] < MIN_STEPS:
         console.print(f"Measured with {settings['steps']} steps; pass --steps {MIN_STEPS} or more.", markup=False)
     console.print(f"Next: {printable(result['next_command'])}", markup=False)

@@ -202,7 +202,8 @@ def doctor() -> None:
 
     marks = {"ok": "[green]ok[/]", "absent": "[yellow]absent[/]", "broken": "[red]broken[/]"}
     table = Table(box=None, show_header=False)
-    findings = examine()
+    with Console(stderr=True).status("looking at packages, devices and FFCV"):
+        findings = examine()
     for finding in findings:
         table.add_row(marks[finding.state], escape(finding.name), escape(printable(finding.found)))
     console = Console(soft_wrap=True)
