@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -103,6 +104,10 @@ class Loader:
         self.seed = seed
         self.placement: Placement = choose(placement, dataset.num_bytes, describe(dataset), self.device)
         self._store = self._make_store(progress)
+        # A stream of their own: copies of the next batch then run beside the step that uses this one.
+        self._copies: torch.cuda.Stream | None = None
+        if self.device.type == "cuda":
+            self._copies = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         self._labels = dataset.labels.to(self.device) if self.placement.kind == "gpu" else dataset.labels
 
         self.epoch = 0
@@ -128,13 +133,12 @@ class Loader:
         with self._registered():
             upcoming = self._fetch(order, first)
             for step in range(first, len(self)):
-                ids, num_valid, images, labels = upcoming
-                last = step + 1 == len(self)
-                batch = self._finish(ids, images, labels, epoch)
+                fetched, last = upcoming, step + 1 == len(self)
                 if not last:
-                    # Started before this batch is used: the copy of the next one runs beside the step.
+                    # Before this batch is used: the copy of the next one runs beside the step.
                     upcoming = self._fetch(order, step + 1)
-                self.num_valid, self.batch_ids, self.end_of_dataloader = num_valid, ids, last
+                batch = self._finish(fetched, epoch)
+                self.num_valid, self.batch_ids, self.end_of_dataloader = fetched.num_valid, fetched.ids, last
                 self.epoch, self._steps_done = (epoch + 1, 0) if last else (epoch, step + 1)
                 yield batch
 
@@ -192,24 +196,32 @@ class Loader:
         generator = torch.Generator().manual_seed((high << 32 | low) - 2**63)
         return torch.randperm(len(self.dataset), generator=generator)
 
-    def _fetch(self, order: torch.Tensor, step: int) -> tuple[torch.Tensor, int, torch.Tensor, torch.Tensor]:
-        """Return ids, number of rows that count, stored images and labels of one step; copies have begun."""
+    def _fetch(self, order: torch.Tensor, step: int) -> _Fetched:
+        """Gather the stored images and labels of one step, and begin their copy to the device."""
         start, stop, num_padding = self.shares.rows(step, self.rank)
         # Padding repeats the order's first sample: real data of the right shape, and never counted.
         ids = torch.cat([order[start:stop], order[:1].expand(num_padding)])
         images = self._store.gather(ids)
         labels = self._labels[ids.to(self._labels.device, non_blocking=True)]
+        copied = None
         if images.device != self.device:
-            images = images.to(self.device, non_blocking=True)
-            labels = labels.to(self.device, non_blocking=True)
-        return ids, stop - start, images, labels
+            with torch.cuda.stream(self._copies) if self._copies is not None else nullcontext():
+                images = images.to(self.device, non_blocking=True)
+                labels = labels.to(self.device, non_blocking=True)
+            copied = self._copies.record_event() if self._copies is not None else None
+        return _Fetched(ids=ids, num_valid=stop - start, images=images, labels=labels, copied=copied)
 
-    def _finish(
-        self, ids: torch.Tensor, images: torch.Tensor, labels: torch.Tensor, epoch: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _finish(self, fetched: _Fetched, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Augment what was fetched, on the stream that uses it."""
         if self.on_device_work is not None:
             self.on_device_work()
-        return self.augment(images, ids=ids, epoch=epoch, seed=self.seed), labels
+        if fetched.copied is not None:
+            stream = torch.cuda.current_stream(self.device)
+            stream.wait_event(fetched.copied)
+            # The memory belongs to the copying stream: without this it would be given away while still in use.
+            fetched.images.record_stream(stream)
+            fetched.labels.record_stream(stream)
+        return self.augment(fetched.images, ids=fetched.ids, epoch=epoch, seed=self.seed), fetched.labels
 
     @contextmanager
     def _registered(self) -> Iterator[None]:
@@ -225,6 +237,17 @@ class Loader:
             yield
         finally:
             gradient_state._remove_dataloader(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Fetched:
+    """Stored images and labels of one step, on the device or on their way there."""
+
+    ids: torch.Tensor
+    num_valid: int
+    images: torch.Tensor
+    labels: torch.Tensor
+    copied: torch.cuda.Event | None
 
 
 def describe(dataset: Dataset) -> str:

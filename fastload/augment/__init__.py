@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from fastload.augment import reference
-from fastload.augment.spec import RandomCrop, Resize, Values, parse
+from fastload.augment.geometry import RandomCrop, Resize
+from fastload.augment.spec import Values, parse
 from fastload.errors import TransformError
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from fastload.augment.spec import AxisMap, Draws, Values
+from fastload.augment.geometry import AxisMap
+from fastload.augment.spec import Draws, Values
 
 
 def apply(
