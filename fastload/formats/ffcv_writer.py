@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import operator
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -27,10 +26,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fastload.errors import ConfigError, DatasetError, printable
-from fastload.formats.ffcv import FORMAT, VERSION, check_beton
+from fastload.formats.beton import check_beton
 from fastload.formats.resident import sha256_of, sync
 from fastload.records import stable_rank
 
+FORMAT = "fastload-beton"
+VERSION = 1
 Mode = Literal["raw", "jpg", "proportion"]
 Sample = Callable[[int], tuple[npt.NDArray[np.uint8], int]]
 
@@ -293,10 +294,10 @@ class _Encoder:
                 f"sample {index:,} has {sides[1]}x{sides[0]} pixels; FFCV takes sides of 1 to {limit:,}, "
                 "so leave it out, or pass max_resolution."
             )
-        number = operator.index(label)  # type: ignore[arg-type]
-        if not -1 <= number < self._num_classes:
-            raise DatasetError(f"sample {index:,} has label {number}; there are {self._num_classes} classes, from 0.")
-        return image, number
+        if not isinstance(label, int | np.integer) or not -1 <= label < self._num_classes:
+            found = printable(label)
+            raise DatasetError(f"sample {index:,} has label {found}; there are {self._num_classes} classes, from 0.")
+        return image, int(label)
 
 
 def _shrink(image: npt.NDArray[np.uint8], longest: int | None) -> npt.NDArray[np.uint8]:
