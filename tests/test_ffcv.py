@@ -369,6 +369,29 @@ def test_a_full_disk(tmp_path, limit):
     assert not list(tmp_path.iterdir())
 
 
+@needs_ffcv
+def test_a_disk_that_was_full_for_a_moment(tmp_path):
+    # The first page is cut without an error, and then there is room again: every later page would lie askew.
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    told = []
+
+    def advance(count):
+        told.append(count)
+        if len(told) == 4:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (12 << 20, before[1]))
+    try:
+        with pytest.raises(DatasetError, match="took 29,360,128 of 33,554,432 bytes; make room"):
+            write_beton(
+                tmp_path / "a.beton", 6, lambda i: (picture(i, 1000, 1000), 0), classes=CLASSES, workers=1, info={},
+                advance=advance,
+            )  # fmt: skip
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+
+
 def test_without_ffcv(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ffcv", None)
     with pytest.raises(ConfigError, match="libopencv-dev libturbojpeg0-dev pkg-config") as caught:
@@ -545,6 +568,27 @@ def test_images_of_no_size(copy, value, match):
     else:
         with pytest.raises(DatasetError, match=match):
             check_beton(copy)
+
+
+@needs_ffcv
+@pytest.mark.parametrize(
+    ("start", "size"),
+    [
+        (lambda info: info.table_start, 5),
+        (lambda info: info.table_start - 5, 6),
+        (lambda info: info.data_start - 5, 5),
+        (lambda info: info.data_start + 7, 2**64 - 7),  # their sum is 0 in 64 bits
+        (lambda info: 2**64 - 1, 2),
+    ],
+)
+def test_data_outside_of_the_pages(made, tmp_path, start, size):
+    path = Path(shutil.copy(made["jpg"], tmp_path / "a.beton"))
+    info = check_beton(path)
+    place = np.array(start(info), "<u8").tobytes()
+    patch(path, info.metadata_start + 3 * 24 + 5, place)
+    patch(path, info.table_start + 3 * 24 + 8, place + np.array(size, "<u8").tobytes())
+    with pytest.raises(DatasetError, match=f"puts {size:,} bytes of sample 3 at {start(info):,}"):
+        check_beton(path)
 
 
 @needs_ffcv
