@@ -51,7 +51,11 @@ def read_torchvision(name: str, *, root: Path | None, download: bool) -> Source:
             found.append((split, f"{path}/{row:08d}", label))
     if not found:
         raise SourceError(f"torchvision:{name} has no samples in {printable(root)}; check --root.")
-    names = getattr(next(iter(splits.values()))[0], "classes", None)
+    names, *others = (getattr(dataset, "classes", None) for dataset, _ in splits.values())
+    if any(other != names for other in others):
+        raise SourceError(
+            f"torchvision:{name}: its splits have different classes; check the files in {printable(root)}."
+        )
     if isinstance(names, Sequence) and all(isinstance(n, str | tuple | list) for n in names):
         # ImageNet has several names for a class.
         classes = tuple(n if isinstance(n, str) else ", ".join(n) for n in names)

@@ -124,7 +124,7 @@ def _find_columns(file: Path, first: list[list[str]], path_column: str | None, l
     named = {column for column in (path_column, label_column) if column is not None and not is_whole(column)}
     has_header = bool(named) or not any(has_image_suffix(cell) for cell in first[0])
     header = [cell.strip() for cell in first[0]] if has_header else []
-    sample = first[-1] if len(first[-1]) == len(first[0]) else first[0]
+    sample = first[-1] if has_header and len(first[-1]) == len(first[0]) else first[0]
     width = len(first[0])
     lower = [name.lower() for name in header]
     split = lower.index("split") if "split" in lower else None

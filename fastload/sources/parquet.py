@@ -91,7 +91,7 @@ class ParquetReader:
             if file not in self._unpacked:
                 try:
                     self._unpacked[file] = self._unpack(self.root / file)
-                except OSError as e:  # pyarrow's errors of damaged files are OSErrors, too
+                except (OSError, _arrow()[0].ArrowException) as e:
                     raise DecodeError(
                         record.path,
                         f"its file cannot be unpacked to {tempfile.gettempdir()} ({printable(e)}); set TMPDIR",
@@ -101,7 +101,7 @@ class ParquetReader:
         return os.pread(descriptor, stop - first, first)
 
     def _unpack(self, file: Path) -> tuple[int, npt.NDArray[np.int64]]:
-        parquet = need("pyarrow.parquet", "parquet", "reading parquet files")
+        _, parquet = _arrow()
         descriptor, name = tempfile.mkstemp(prefix="fastload-")
         Path(name).unlink()
         weakref.finalize(self, os.close, descriptor)
@@ -121,8 +121,7 @@ class ParquetReader:
 
 
 def _labels_of(file: Path, label_column: str | None) -> tuple[Columns, list[Any]]:
-    arrow = need("pyarrow", "parquet", "reading parquet files")
-    parquet = need("pyarrow.parquet", "parquet", "reading parquet files")
+    arrow, parquet = _arrow()
     try:
         with parquet.ParquetFile(file) as opened:
             columns = _find_columns(file, opened.schema_arrow, label_column)
@@ -132,7 +131,7 @@ def _labels_of(file: Path, label_column: str | None) -> tuple[Columns, list[Any]
 
 
 def _find_columns(file: Path, schema: Any, label_column: str | None) -> Columns:
-    types = need("pyarrow", "parquet", "reading parquet files").types
+    types = _arrow()[0].types
 
     def binary(kind: Any) -> bool:
         return bool(types.is_binary(kind) or types.is_large_binary(kind))
@@ -162,6 +161,11 @@ def _find_columns(file: Path, schema: Any, label_column: str | None) -> Columns:
         raise SourceError(f"{printable(file)}: no column is plainly that of the labels ({has}); pass --label-column.")
     label = labels[0]
     return Columns(image=images[0], label=label, classes=_class_names(schema, label))
+
+
+def _arrow() -> tuple[Any, Any]:
+    what = "reading parquet files"
+    return need("pyarrow", "parquet", what), need("pyarrow.parquet", "parquet", what)
 
 
 def _class_names(schema: Any, label: str) -> tuple[str, ...] | None:

@@ -21,7 +21,7 @@ def has_image_suffix(name: str) -> bool:
 
 def folders_in(folder: Path) -> list[str]:
     """Return the names of the folders right under `folder`, sorted."""
-    return sorted(entry.name for entry in _entries(folder) if entry.is_dir())
+    return sorted(entry.name for entry in _entries(folder) if _is_folder(entry))
 
 
 def files_in(folder: Path) -> list[str]:
@@ -55,7 +55,7 @@ def walk(folder: Path) -> Iterator[tuple[str, bool]]:
         seen.add(status)
         prefix = f"{relative}/" if relative else ""
         for entry in _entries(here):
-            if not entry.is_dir():
+            if not _is_folder(entry):
                 yield prefix + entry.name, has_image_suffix(entry.name) and _is_file(entry)
             elif entry.is_symlink():
                 links.append(prefix + entry.name)
@@ -68,9 +68,19 @@ def has_image(folder: Path) -> bool:
     return any(is_image for _, is_image in walk(folder))
 
 
+# The kind comes with the listing; only a link costs a stat.
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or through a folder that is closed to us
+        return False
+
+
 def _is_file(entry: os.DirEntry[str]) -> bool:
-    # The kind comes with the listing; only a link costs a stat, and only where the name matters.
-    return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry))  # noqa: PTH110
+    try:
+        return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry))  # noqa: PTH110
+    except OSError:
+        return True
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
