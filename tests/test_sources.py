@@ -306,6 +306,14 @@ def test_a_list_that_cannot_be_right(tmp_path: Path, text: str, said: str) -> No
         detect(a_list(tmp_path / "root", text))
 
 
+def test_a_list_of_what_is_no_file(tmp_path: Path) -> None:
+    file = a_list(tmp_path, "a.jpg,1\npipe.jpg,2\nfolder.jpg,1\nnone.jpg,1\n")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    with pytest.raises(SourceError, match=r"3 of 4 files do not exist \(first: pipe\.jpg"):
+        detect(file)
+
+
 def test_outside_only_when_allowed(tmp_path: Path) -> None:
     tree(tmp_path, "else/x.jpg", "else/y.jpg")
     file = a_list(tmp_path / "root", f"../else/x.jpg,1\n{tmp_path}/else/y.jpg,2\n{tmp_path}/root/a.jpg,3\n")

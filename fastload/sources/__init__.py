@@ -109,18 +109,8 @@ def detect(
     spec = str(spec)
     options = _Options(path_column=path_column, label_column=label_column, root=root, download=download,
                        allow_outside=allow_outside)  # fmt: skip
-    if layout is not None and layout not in LAYOUTS:
-        raise ConfigError(f"--layout {printable(layout)}: not one of {', '.join(LAYOUTS)}.")
-    is_library = spec.startswith((TORCHVISION, HUGGINGFACE))
-    if not is_library and "{" not in spec and not Path(spec).exists():
-        raise SourceError(f"{printable(spec)}: no such folder or file; check the path.")
     name = layout or _find_layout(spec)
-    chosen = LAYOUTS[name]
-    if chosen.is_folder and not Path(spec).is_dir():
-        raise SourceError(f"{printable(spec)} is a file; the layout {name} wants a folder.")
-    if unused := options.given() - chosen.options:
-        flag = "--" + min(unused).replace("_", "-")
-        raise ConfigError(f"{flag} means nothing to the layout {name} of {printable(spec)}; leave it out.")
+    chosen = _checked_layout(name, spec, options)
     source = chosen.read(spec, options)
     if layout is None and not source.classes:
         raise SourceError(
@@ -130,6 +120,21 @@ def detect(
     if class_names is not None:
         return with_names_from(source, class_names)
     return with_names_beside(source) if chosen.is_folder or name == "list" else source
+
+
+def _checked_layout(name: str, spec: str, options: _Options) -> _Layout:
+    if name not in LAYOUTS:
+        raise ConfigError(f"--layout {printable(name)}: not one of {', '.join(LAYOUTS)}.")
+    layout = LAYOUTS[name]
+    if name not in ("torchvision", "huggingface"):
+        if not ("{" in spec and name == "webdataset") and not Path(spec).exists():
+            raise SourceError(f"{printable(spec)}: no such folder or file; check the path.")
+        if layout.is_folder and not Path(spec).is_dir():
+            raise SourceError(f"{printable(spec)} is a file; the layout {name} wants a folder.")
+    if unused := options.given() - layout.options:
+        flag = "--" + min(unused).replace("_", "-")
+        raise ConfigError(f"{flag} means nothing to the layout {name} of {printable(spec)}; leave it out.")
+    return layout
 
 
 def describe(source: Source) -> list[str]:
@@ -167,6 +172,8 @@ def _find_layout(spec: str) -> str:
     path, lower = Path(spec), spec.lower()
     if lower.endswith(".tar") and not path.is_dir():
         return "webdataset"
+    if not path.exists():
+        raise SourceError(f"{printable(spec)}: no such folder or file; check the path.")
     if path.is_dir():
         return _find_folder_layout(path)
     if lower.endswith(".parquet"):

@@ -13,7 +13,7 @@ from pathlib import Path
 from fastload.errors import ConfigError, SourceError, printable
 from fastload.records import SPLIT_WORDS, Source
 from fastload.sources.labels import from_texts, is_whole
-from fastload.sources.scan import has_image_suffix
+from fastload.sources.scan import has_image_suffix, is_file
 
 SUFFIXES = (".csv", ".tsv", ".txt")
 CANDIDATES = {".csv": ",;\t", ".tsv": "\t", ".txt": "\t,; "}  # what may stand between cells, likeliest first
@@ -57,17 +57,12 @@ def read_list(
         SourceError: the list cannot be read, names files that are missing or outside, or contradicts itself.
     """
     root = root if root is not None else file.parent
-    rows = read_rows(file)
+    rows = _equally_wide(file, read_rows(file))
     first = list(itertools.islice(rows, 2))
     columns = _find_columns(file, [cells for _, cells in first], path_column, label_column)
-    width = len(first[0][1])
     found: dict[str, tuple[str, str | None]] = {}
-    num_repeated = 0
+    num_rows = 0
     for line, cells in itertools.chain(first[columns.has_header :], rows):
-        if len(cells) != width:
-            raise SourceError(
-                f"{printable(file)}, line {line}: {len(cells)} cells where the first row has {width}; mend it."
-            )
         path = _inside(file, line, cells[columns.path], root, allow_outside)
         entry = (_split_in(file, line, cells, columns), cells[columns.label].strip() or None)
         if found.setdefault(path, entry) != entry:
@@ -75,12 +70,12 @@ def read_list(
                 f"{printable(file)}, line {line}: {printable(path)} was named before with another label or split; "
                 "keep one of the two rows."
             )
-        num_repeated += 1
-    num_repeated -= len(found)
+        num_rows += 1
     if not found:
         raise SourceError(f"{printable(file)} has no rows; expected a path and a label in each.")
     _refuse_missing(file, root, list(found))
     classes, records = from_texts((split, path, text) for path, (split, text) in found.items())
+    num_repeated = num_rows - len(found)
     notes = (f"rows that repeat another one, left out: {num_repeated:,}",) if num_repeated else ()
     return Source(root=root, layout="list", classes=classes, records=records, name=file.stem, notes=notes)
 
@@ -112,6 +107,17 @@ def read_rows(file: Path) -> Iterator[tuple[int, list[str]]]:
         raise SourceError(f"{printable(file)}{line} cannot be read ({printable(e)}); mend the list.") from e
 
 
+def _equally_wide(file: Path, rows: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str]]]:
+    width = None
+    for line, cells in rows:
+        width = len(cells) if width is None else width
+        if len(cells) != width:
+            raise SourceError(
+                f"{printable(file)}, line {line}: {len(cells)} cells where the first row has {width}; mend it."
+            )
+        yield line, cells
+
+
 def find_delimiter(head: str, candidates: str) -> str:
     """Return the first of `candidates` that is in the first row of `head`, outside quotes; else the first."""
     first_row = re.sub(r'"[^"]*"', "", head).lstrip("\r\n").partition("\n")[0]
@@ -124,7 +130,7 @@ def _find_columns(file: Path, first: list[list[str]], path_column: str | None, l
     named = {column for column in (path_column, label_column) if column is not None and not is_whole(column)}
     has_header = bool(named) or not any(has_image_suffix(cell) for cell in first[0])
     header = [cell.strip() for cell in first[0]] if has_header else []
-    sample = first[-1] if has_header and len(first[-1]) == len(first[0]) else first[0]
+    sample = first[-1] if has_header else first[0]
     width = len(first[0])
     lower = [name.lower() for name in header]
     split = lower.index("split") if "split" in lower else None
@@ -212,7 +218,7 @@ def _refuse_missing(file: Path, root: Path, paths: list[str]) -> None:
 def _names_in(folder: Path) -> set[str]:
     try:
         with os.scandir(folder) as entries:
-            return {entry.name for entry in entries}
+            return {entry.name for entry in entries if is_file(entry)}  # reading a pipe could hang
     except (FileNotFoundError, NotADirectoryError):
         return set()
     except OSError as e:

@@ -26,7 +26,7 @@ def folders_in(folder: Path) -> list[str]:
 
 def files_in(folder: Path) -> list[str]:
     """Return the names of the files right under `folder`, sorted."""
-    return sorted(entry.name for entry in _entries(folder) if _is_file(entry))
+    return sorted(entry.name for entry in _entries(folder) if is_file(entry))
 
 
 def walk(folder: Path) -> Iterator[tuple[str, bool]]:
@@ -56,7 +56,7 @@ def walk(folder: Path) -> Iterator[tuple[str, bool]]:
         prefix = f"{relative}/" if relative else ""
         for entry in _entries(here):
             if not _is_folder(entry):
-                yield prefix + entry.name, has_image_suffix(entry.name) and _is_file(entry)
+                yield prefix + entry.name, has_image_suffix(entry.name) and is_file(entry)
             elif entry.is_symlink():
                 links.append(prefix + entry.name)
             else:
@@ -68,7 +68,6 @@ def has_image(folder: Path) -> bool:
     return any(is_image for _, is_image in walk(folder))
 
 
-# The kind comes with the listing; only a link costs a stat.
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
@@ -76,7 +75,9 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _is_file(entry: os.DirEntry[str]) -> bool:
+def is_file(entry: os.DirEntry[str]) -> bool:
+    """Tell whether an entry is a file, or a link that leads nowhere: its loss is told when it is read."""
+    # The kind comes with the listing; only a link costs a stat.
     try:
         return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry))  # noqa: PTH110
     except OSError:

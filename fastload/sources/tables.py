@@ -93,9 +93,8 @@ def read_table(
 ) -> Table:
     """Read a table, cut its splits and turn every column into numbers.
 
-    A header is a first row of names over columns of numbers. Numeric columns are standardized with the mean
-    and deviation of `train`, a missing number being the mean; text columns are one-hot over the texts of
-    `train`.
+    A header is a first row of names over columns of numbers. Numeric columns are standardized with the mean and
+    deviation of `train`, a missing number being the mean; text columns are one-hot over the texts of `train`.
 
     Args:
         path: a `.csv`, `.tsv`, or one of them with `.gz`.
@@ -111,8 +110,8 @@ def read_table(
         SourceError: the file cannot be read, or holds what is neither number nor category.
     """
     path = Path(path)
-    names, body = _read_cells(path, target)
     given = [target] if isinstance(target, str) else list(target or ())
+    names, body = _read_cells(path, given)
     places = list(dict.fromkeys(_place(path, names, t) for t in given)) or [len(names) - 1]
     if len(places) == len(names):
         raise SourceError(f"{printable(path)} has no column beside the target; expected features, too.")
@@ -121,30 +120,19 @@ def read_table(
     classes, labels, in_target = _labels(path, targets, regression)
 
     split_of = _splits(path, labels if classes else np.zeros(len(body), np.int64), split or {}, seed)
-    train = split_of == "train"
-    feature_names: list[str] = []
-    parts: list[npt.NDArray[np.float64]] = []
-    columns: list[dict[str, Any]] = []
-    notes: list[str] = []
-    for i, name in enumerate(names):
-        if i not in places:
-            of_column, part, column, note = _features(path, name, cells[i], train)
-            feature_names += of_column
-            parts.append(part)
-            columns.append(column)
-            notes += note
-    features = np.concatenate(parts, axis=1).astype(np.float32)
+    parts = [_features(path, names[i], cells[i], split_of == "train") for i in range(len(names)) if i not in places]
+    features = np.concatenate([part for _, part, _, _ in parts], axis=1).astype(np.float32)
     rows = {s: np.flatnonzero(split_of == s) for s in SPLITS if (split_of == s).any()}
     return Table(
         path=path,
-        feature_names=tuple(feature_names),
+        feature_names=tuple(name for of_column, _, _, _ in parts for name in of_column),
         features={s: features[which] for s, which in rows.items()},
         labels={s: labels[which] for s, which in rows.items()},
         rows={s: which + 1 for s, which in rows.items()},
         classes=classes,
         target_names=tuple(targets),
-        columns={"features": columns, "target": in_target},
-        notes=tuple(notes),
+        columns={"features": [column for _, _, column, _ in parts], "target": in_target},
+        notes=tuple(note for *_, notes in parts for note in notes),
     )
 
 
@@ -170,7 +158,7 @@ def _short(names: Sequence[str]) -> str:
     return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
 
 
-def _read_cells(path: Path, target: str | Sequence[str] | None) -> tuple[list[str], list[list[str]]]:
+def _read_cells(path: Path, targets: list[str]) -> tuple[list[str], list[list[str]]]:
     """Return (column names, rows of cells); without a header, columns are called by their numbers."""
     rows: list[list[str]] = []
     try:
@@ -190,8 +178,7 @@ def _read_cells(path: Path, target: str | Sequence[str] | None) -> tuple[list[st
                         )
     except (OSError, EOFError, csv.Error) as e:
         raise SourceError(f"{printable(path)} cannot be read ({printable(e)}); mend the table.") from e
-    given = {target} if isinstance(target, str) else set(target or ())
-    if rows and _has_header(rows, given):
+    if rows and _has_header(rows, targets):
         names, body = rows[0], rows[1:]
         if len(set(names)) != len(names):
             twice = next(name for name in names if names.count(name) > 1)
@@ -203,7 +190,7 @@ def _read_cells(path: Path, target: str | Sequence[str] | None) -> tuple[list[st
     return names, body
 
 
-def _has_header(rows: list[list[str]], targets: set[str]) -> bool:
+def _has_header(rows: list[list[str]], targets: list[str]) -> bool:
     if any(t in rows[0] for t in targets if not is_whole(t)):
         return True
     first = rows[0]
