@@ -27,22 +27,24 @@ def read_class_folders(root: Path) -> Source:
     roots = [(split, root / name, f"{name}/") for split, name in splits] or [("train", root, "")]
 
     num_ignored = 0
-    found: list[tuple[str, str, str]] = []  # split, class, path
+    found: dict[tuple[str, str], list[str]] = {}  # (split, class) -> paths: a tuple for each would double the memory
     empty: list[str] = []
     for split, folder, prefix in roots:
         for class_name in folders_in(folder):
-            before = len(found)
+            paths = []
             for path, is_image in walk(folder / class_name):
                 if is_image:
-                    found.append((split, class_name, f"{prefix}{class_name}/{path}"))
+                    paths.append(f"{prefix}{class_name}/{path}")
                 else:
                     num_ignored += 1
-            if len(found) == before:
+            if paths:
+                found.setdefault((split, class_name), []).extend(paths)
+            else:
                 empty.append(f"{prefix}{class_name}")
     if not found:
         raise SourceError(_nothing_found(root, [folder for _, folder, _ in roots], num_ignored))
     beside = _images_beside(root, splits)
-    classes = tuple(sorted({class_name for _, class_name, _ in found}))
+    classes = tuple(sorted({class_name for _, class_name in found}))
     if not splits and len(classes) == 1 and split_folders(root / classes[0]):
         inner = printable(root / classes[0])
         raise SourceError(f"{inner} holds split folders, so it is no class; convert {inner} itself.")
@@ -56,7 +58,11 @@ def read_class_folders(root: Path) -> Source:
         root=root,
         layout="split-class-folders" if splits else "class-folders",
         classes=classes,
-        records=in_order(Record(path=path, label=label_of[name], split=split) for split, name, path in found),
+        records=in_order(
+            Record(path=path, label=label_of[name], split=split)
+            for (split, name), paths in found.items()
+            for path in paths
+        ),
         num_ignored=num_ignored + len(beside),
         notes=tuple(notes),
     )

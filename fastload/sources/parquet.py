@@ -109,12 +109,12 @@ class ParquetReader:
         # Buffered, arrow holds one page at a time; else, all pages of a row group. (A file that was written in
         # one go may still have a single page.)
         with (
-            open(descriptor, "wb", closefd=False) as out,  # noqa: PTH123
+            open(descriptor, "wb", closefd=False) as out,
             parquet.ParquetFile(file, buffer_size=1 << 20) as opened,
         ):
             for batch in opened.iter_batches(BATCH_ROWS, columns=[self.column]):
                 column = batch.column(0)
-                for value in column if "." not in self.column else column.field(0):
+                for value in column.field(0) if column.type.num_fields else column:
                     starts.append(starts[-1] + (out.write(value.as_buffer()) if value.is_valid else 0))
         return descriptor, np.array(starts, np.int64)
 
