@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fastload.errors import DecodeError
 
 SPLITS = ("train", "valid", "test")
 
@@ -16,14 +22,17 @@ SPLIT_WORDS = {
     "test": "test", "testing": "test", "evaluation": "test",
 }  # fmt: skip
 
+UNLABELLED = -1
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """A sample before decoding.
+    """A sample before decoding. Sources hold millions: three fields, and no more.
 
     Attributes:
-        path: relative to the source's root, with forward slashes.
-        label: index into the source's classes.
+        path: relative to the source's root, with forward slashes; where samples are no files (rows,
+            members of an archive), a name that is unique in the source.
+        label: index into the source's classes, or -1 (UNLABELLED): kept for prediction, never trained on.
         split: `train`, `valid` or `test`.
     """
 
@@ -32,16 +41,25 @@ class Record:
     split: str
 
 
+# What gives a sample's content: an encoded image, or pixels, uint8 [H, W, C].
+Reader = Callable[[Record], bytes | npt.NDArray[np.uint8]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What a layout reader found: where the files lie and which sample has which label.
+    """What a layout reader found: where the samples lie and which one has which label.
 
     Attributes:
         root: the folder that record paths are relative to.
         layout: name of the layout, e.g. `class-folders`.
         classes: class names, index = label.
         records: in a fixed order that does not depend on the file system.
-        num_ignored: files that were seen and are no images by their name.
+        num_ignored: files that were seen and are no samples.
+        display_names: what people should read for each class; without them, the class names.
+        num_channels: 3, or 1 where the source itself says that every image is grey.
+        name: what the source is called; without it, its root's name.
+        notes: sentences on what a person should know of the listing: what was left out, and the like.
+        reader: gives a sample's content where it is no file of its own; see `read`.
     """
 
     root: Path
@@ -49,6 +67,32 @@ class Source:
     classes: tuple[str, ...]
     records: tuple[Record, ...]
     num_ignored: int = 0
+    display_names: tuple[str, ...] = ()
+    num_channels: int = 3
+    name: str = ""
+    notes: tuple[str, ...] = ()
+    reader: Reader | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.display_names:
+            object.__setattr__(self, "display_names", self.classes)
+        if not self.name:
+            object.__setattr__(self, "name", self.root.resolve().name)
+
+    def read(self, record: Record) -> bytes | npt.NDArray[np.uint8]:
+        """Return what `record` holds: an encoded image, or pixels as uint8 [H, W, C].
+
+        Any number of threads may read at once.
+
+        Raises:
+            DecodeError: it cannot be read.
+        """
+        if self.reader is not None:
+            return self.reader(record)
+        try:
+            return (self.root / record.path).read_bytes()
+        except OSError as e:
+            raise DecodeError(record.path, f"cannot be read ({e.strerror})") from e
 
     def counts(self) -> dict[str, int]:
         """Return the number of records per split, in the order train, valid, test."""
@@ -56,10 +100,13 @@ class Source:
         return {split: found[split] for split in SPLITS if found[split]}
 
     def digest(self) -> str:
-        """Return SHA-256 (hex) over layout, classes and every record: the identity of the listing."""
-        sha = hashlib.sha256()
+        """Return SHA-256 (hex) over layout, channels, classes and every record: the identity of the listing."""
+        sha = hashlib.sha256(f"{self.num_channels} {len(self.classes)}\0".encode())
         for part in (self.layout, *self.classes):
-            sha.update(part.encode("utf-8", "surrogateescape") + b"\0")
+            # surrogatepass, as a class name out of JSON may hold any code point; the length before it,
+            # as one out of a list may hold a NUL.
+            data = part.encode("utf-8", "surrogatepass")
+            sha.update(b"%d\0%s" % (len(data), data))
         for r in self.records:
             sha.update(f"{r.split}\0{r.label}\0{r.path}\0".encode("utf-8", "surrogateescape"))
         return sha.hexdigest()
