@@ -38,8 +38,7 @@ from fastload.formats.resident import (
     write_shard,
 )
 from fastload.records import Record, Source, stable_rank
-from fastload.sources import detect
-from fastload.sources.folders import cut_splits
+from fastload.sources import cut_splits, detect
 
 # Large enough to read at the disk's speed, small enough that a killed run repeats little.
 SHARD_BYTES = 256 << 20

@@ -8,8 +8,7 @@ from torchvision.datasets import ImageFolder
 
 from fastload.errors import ConfigError, SourceError
 from fastload.records import SPLIT_WORDS, Record, Source
-from fastload.sources import detect
-from fastload.sources.folders import cut_splits
+from fastload.sources import cut_splits, detect
 from tests.conftest import write_folder, write_image
 
 

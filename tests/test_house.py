@@ -19,8 +19,8 @@ FLOORS = {
     4: ["cli", "doctor"],
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
-# Everything raises errors; the other two are one room in two files.
-SAME_FLOOR = {("shares", "errors"), ("devices", "errors"), ("train", "checkpoint"), ("cli", "doctor")}
+# One room in two files.
+SAME_FLOOR = {("train", "checkpoint"), ("cli", "doctor")}
 
 
 def room_of(file: Path) -> str:
@@ -48,7 +48,7 @@ def test_imports_go_down_the_floors_only() -> None:
             continue
         for other in imported_rooms(file) - {room}:
             down = FLOOR_OF[other] < FLOOR_OF[room]
-            if not down and (room, other) not in SAME_FLOOR:
+            if not down and other != "errors" and (room, other) not in SAME_FLOOR:
                 wrong.append(f"{file.relative_to(ROOT)} imports {other}")
     assert not wrong
 
@@ -116,7 +116,7 @@ def tracked() -> list[Path]:
 
 def test_the_tree_names_no_machine_and_no_package_host() -> None:
     # Put together here, so that this file does not name them either.
-    forbidden = re.compile("|".join(["/wo" + "rk/", "/ro" + "ot/", "py" + r"pi\.org", "file" + "s.pythonhosted"]))
+    forbidden = re.compile("|".join(["/wo" + "rk/", r"(?<![\w}])/ro" + "ot/", "py" + r"pi\.org", "file" + "s.pythonhosted"]))
     for file in tracked():
         try:
             text = file.read_text()
