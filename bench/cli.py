@@ -1,4 +1,4 @@
-"""The command line of the benchmarks: bench gpu-util | loader | figures."""
+"""The command line of the benchmarks: bench gpu-util | loader | convert | figures."""
 
 from __future__ import annotations
 
@@ -81,6 +81,29 @@ def loader(
     from bench.loader import measure, say
 
     say(measure(folder, store=store, size=size, batch_size=batch_size, workers=workers, rounds=rounds), json)
+
+
+@app.command()
+def convert(
+    folder: Annotated[Path | None, typer.Argument(help="An image folder: class folders.", show_default=False)] = None,
+    size: Annotated[int, typer.Option(help="Side of the stored images, in pixels.")] = 256,
+    workers: Annotated[int, typer.Option(help="Processes or threads of each, but for the PIL loop, which has 1.")] = 2,
+    rounds: Annotated[int, typer.Option(help="Runs of each, in turn.")] = 5,
+    repeat: Annotated[int, typer.Option(help="Take every image so many times: a small folder is over too soon.")] = 1,
+    made: Annotated[
+        str | None,
+        typer.Option(metavar="WIDTHxHEIGHT", help="Make photographs instead of a folder.", show_default=False),
+    ] = None,
+    count: Annotated[int, typer.Option(help="How many photographs --made makes.")] = 2000,
+    json: Json = None,
+) -> None:
+    """Measure conversion: images/s of decoding alone, of fastload, of ffcv's writer and of the usual PIL loop.
+
+    Same files, same cores, in turn, medians. Also the stored pixels against Pillow's, and peak memory.
+    """
+    from bench.convert import measure, say
+
+    say(measure(folder, size=size, workers=workers, rounds=rounds, repeat=repeat, made=made, count=count), json)
 
 
 @app.command()

@@ -1,24 +1,46 @@
-"""Bytes of an image file -> uint8 RGB pixels of one size.
+"""Bytes of an image file -> uint8 pixels of one size.
 
-Pillow decodes: it reads every format people have, releases the GIL while it decodes and resizes, and
-its bilinear resize is antialiased.
+Pillow reads every format, checks the file and resizes: it is the reference. The common case, a JPEG that
+is upright and not large enough to be decoded at a reduced scale, goes past it: torchvision's decoder
+(libjpeg-turbo, three bytes per pixel, where Pillow has four) and torch's antialiased uint8 resize. Whatever
+that path refuses, Pillow gets to judge. bench/results/convert_*.json has the figures.
+
+Both release the GIL for all but some tens of microseconds per image, and no state is shared but the
+filter below: any number of threads may call `decode`.
 """
 
 from __future__ import annotations
 
 import io
+import struct
+import threading
 import warnings
-from typing import Literal, get_args
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch.nn.functional import interpolate
+from torchvision.io import ImageReadMode, decode_jpeg
 
-from fastload.errors import ConfigError, DecodeError
+from fastload.errors import ConfigError, DecodeError, printable
 
 Fit = Literal["stretch", "crop", "pad"]
 MAX_PIXELS = 178_000_000  # Pillow's own limit for a decompression bomb, twice its warning
 MAX_SIDE = 16_384  # an image of this side has 805 MB: beyond it a typing mistake is likelier than a wish
+# The only plugins that see unchecked bytes: among Pillow's others are some that run programs (EPS).
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "MPO")
+# The decoded picture keeps at least so many times the wanted side: the resize then still decides the pixels.
+MIN_REDUCED = 2
+_ORIENTATION_TAG = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 
 
 def check_size_and_fit(size: int, fit: str) -> None:
@@ -29,7 +51,15 @@ def check_size_and_fit(size: int, fit: str) -> None:
         raise ConfigError(f"fit={fit!r}: not one of {', '.join(get_args(Fit))}.")
 
 
-def decode(data: bytes, path: str, *, size: int, fit: Fit = "stretch") -> npt.NDArray[np.uint8]:
+def decode(
+    data: bytes,
+    path: str,
+    *,
+    size: int,
+    fit: Fit = "stretch",
+    max_pixels: int = MAX_PIXELS,
+    num_channels: int = 3,
+) -> npt.NDArray[np.uint8]:
     """Decode one image and bring it to `size` x `size`.
 
     EXIF orientation is applied; transparency lies on white; only the first frame counts. JPEGs far
@@ -40,56 +70,219 @@ def decode(data: bytes, path: str, *, size: int, fit: Fit = "stretch") -> npt.ND
         path: only named in errors.
         size: side of the result in pixels.
         fit: `stretch` both sides, `crop` the centre square, or `pad` to a square with black.
+        max_pixels: pixels that the file may have; its header is asked before anything is decoded.
+        num_channels: C; 3 for RGB, 1 for grey (luma).
 
     Returns:
-        uint8 [size, size, 3], RGB.
+        uint8 [size, size, C], contiguous.
 
     Raises:
-        DecodeError: empty, truncated, not an image, or larger than MAX_PIXELS.
+        DecodeError: empty, truncated, damaged, not an image, or of more than `max_pixels`.
     """
+    if num_channels not in (1, 3):
+        raise ConfigError(f"num_channels={num_channels}: images are stored with 3 channels, or 1 for grey.")
     if not data:
         raise DecodeError(path, "the file is empty")
+    shape = _plain_jpeg(data)
+    if shape is not None and min(shape) < 2 * MIN_REDUCED * size and shape[0] * shape[1] <= max_pixels:
+        try:
+            return _decode_plain(data, size, fit, num_channels)
+        except (RuntimeError, MemoryError):
+            pass  # Pillow decides whether this is an image, and says why not
+    return decode_reference(data, path, size=size, fit=fit, max_pixels=max_pixels, num_channels=num_channels)
+
+
+def decode_reference(
+    data: bytes, path: str, *, size: int, fit: Fit, max_pixels: int = MAX_PIXELS, num_channels: int = 3
+) -> npt.NDArray[np.uint8]:
+    """Do what `decode` says, with Pillow alone."""
+    shown = ""
     try:
-        with warnings.catch_warnings():
-            # Pillow warns of large images and odd metadata; our own limit below speaks instead.
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data)) as image:
-                width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise DecodeError(path, f"{width}x{height} is over the limit of {MAX_PIXELS:,} pixels")
-                image.draft("RGB", (2 * size, 2 * size))
-                rgb = _to_rgb(ImageOps.exif_transpose(image))
+        with _quiet_pillow(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            shown = f" of {width}x{height}"
+            if width * height > max_pixels or _tile_pixels(image) > max_pixels:
+                raise DecodeError(path, f"{width}x{height} is over the limit of {max_pixels:,} pixels")
+            image.draft(None, (MIN_REDUCED * size, MIN_REDUCED * size))
+            image.load()
+            pixels = _eight_bit(_upright(image), path)
+            return _fit_pillow(pixels.convert("RGB" if num_channels == 3 else "L"), size, fit)
     except DecodeError:
         raise
     except UnidentifiedImageError as e:
-        raise DecodeError(path, "not an image that Pillow can read") from e
+        raise DecodeError(path, f"not an image in a known format (it begins with {_beginning(data)})") from e
+    except MemoryError as e:
+        raise DecodeError(path, f"not enough memory for an image{shown}; use fewer workers") from e
     except Exception as e:  # Pillow's plugins raise a dozen kinds on damaged data: OSError, SyntaxError, struct.error
-        raise DecodeError(path, f"damaged image ({str(e) or type(e).__name__})") from e
-    return np.asarray(_fit(rgb, size, fit))
+        raise DecodeError(path, f"damaged image{shown} ({printable(e) or type(e).__name__})") from e
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I;16", "I;16B", "I;16L", "I"):
-        # 16-bit greys: keep the high byte; convert() would clip everything above 255 to white.
-        grey = np.asarray(image).astype(np.int64) >> 8
-        return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
-
-
-def _fit(image: Image.Image, size: int, fit: Fit) -> Image.Image:
-    width, height = image.size
-    if fit == "stretch":
-        return image.resize((size, size), Image.Resampling.BILINEAR)
+def _decode_plain(data: bytes, size: int, fit: Fit, num_channels: int) -> npt.NDArray[np.uint8]:
+    """Decode an upright JPEG of one or three components; RuntimeError where torchvision cannot."""
+    mode = ImageReadMode.RGB if num_channels == 3 else ImageReadMode.GRAY
+    # A copy of the compressed bytes: torch warns of memory that it must not write to.
+    pixels_CHW = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=mode)
+    image_HWC = pixels_CHW.permute(1, 2, 0)
+    height, width = image_HWC.shape[:2]
     if fit == "crop":
         side = min(width, height)
-        left, top = (width - side) / 2, (height - side) / 2
-        return image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
-    scale = size / max(width, height)
-    inner = (max(1, round(width * scale)), max(1, round(height * scale)))
-    canvas = Image.new("RGB", (size, size))
-    canvas.paste(image.resize(inner, Image.Resampling.BILINEAR), ((size - inner[0]) // 2, (size - inner[1]) // 2))
+        top, left = (height - side) // 2, (width - side) // 2
+        image_HWC = image_HWC[top : top + side, left : left + side].contiguous()
+    if fit != "pad":
+        return _resize(image_HWC, size, size)
+    canvas = np.zeros((size, size, num_channels), np.uint8)
+    rows, columns = _inner(width, height, size)
+    canvas[rows, columns] = _resize(image_HWC, rows.stop - rows.start, columns.stop - columns.start)
     return canvas
+
+
+def _resize(image_HWC: torch.Tensor, height: int, width: int) -> npt.NDArray[np.uint8]:
+    # The batch axis first: only then are the strides channels_last, and the vectorized kernel is taken.
+    image_NCHW = image_HWC[None].permute(0, 3, 1, 2)
+    resized = interpolate(image_NCHW, (height, width), mode="bilinear", antialias=True)
+    return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
+
+
+def _inner(width: int, height: int, size: int) -> tuple[slice, slice]:
+    """Return (rows, columns) that a picture of width x height takes in the middle of a square canvas."""
+    scale = size / max(width, height)
+    inner_width, inner_height = max(1, round(width * scale)), max(1, round(height * scale))
+    left, top = (size - inner_width) // 2, (size - inner_height) // 2
+    return slice(top, top + inner_height), slice(left, left + inner_width)
+
+
+def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
+    """Return (width, height) of a JPEG that torchvision decodes as Pillow would, else None.
+
+    That is: 8 bit, Huffman coded, grey or three components, and no orientation but the upright one.
+    """
+    if data[:3] != b"\xff\xd8\xff":
+        return None
+    at, shape = 2, None
+    try:
+        while data[at] == 0xFF:
+            marker, length = struct.unpack_from(">BH", data, at + 1)
+            if marker == 0xDA:  # the pixels begin
+                return shape
+            if marker in (0xC0, 0xC1, 0xC2):
+                bits, height, width, num_components = struct.unpack_from(">BHHB", data, at + 4)
+                shape = (width, height) if bits == 8 and num_components in (1, 3) else None
+                if not shape or 0 in shape:
+                    return None
+            elif marker == 0xFF or (0xC3 <= marker <= 0xCF and marker != 0xC4):
+                return None
+            segment = data[at + 4 : at + 2 + length]
+            if marker == 0xE1 and segment.startswith(b"Exif\0\0") and not _is_upright(segment[6:]):
+                return None
+            at += 2 + length
+    except (IndexError, struct.error):
+        pass
+    return None
+
+
+def _is_upright(tiff: bytes) -> bool:
+    """Say whether an EXIF block surely asks for no turning."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
+    if order is None:
+        return False
+    (directory,) = struct.unpack_from(order + "I", tiff, 4)
+    (num_entries,) = struct.unpack_from(order + "H", tiff, directory)
+    for entry in range(directory + 2, directory + 2 + 12 * num_entries, 12):
+        tag, kind, _, value = struct.unpack_from(order + "HHIH", tiff, entry)
+        if tag == _ORIENTATION_TAG and (kind, value) != (3, 1):
+            return False
+    return True
+
+
+def _tile_pixels(image: Image.Image) -> int:
+    """Return the pixels of one tile of a TIFF: memory that its decoder takes, whatever the image's size."""
+    tags = getattr(image, "tag_v2", None) or {}
+    width, height = tags.get(322, 0), tags.get(323, 0)
+    return width * height if isinstance(width, int) and isinstance(height, int) else 0
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn a loaded image as its EXIF block says; a block that cannot be read says nothing."""
+    try:
+        # After load(), which turns a TIFF by itself and takes the tag away.
+        orientation = image.getexif().get(_ORIENTATION_TAG)
+    except Exception:  # as many kinds as for pixels; every viewer shows such an image as it lies
+        return image
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    turned.info = image.info  # with it the transparent colour of a palette
+    return turned
+
+
+def _eight_bit(image: Image.Image, path: str) -> Image.Image:
+    """Return an image of 8 bits per channel without transparency."""
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        raise DecodeError(path, "its pixels are 32-bit numbers of no known range; save it with 8 or 16 bits")
+    transparent = image.info.get("transparency")
+    if image.mode.startswith("I"):
+        # 16-bit greys: keep the high byte; convert() would clip everything above 255 to white.
+        wide = np.asarray(image)
+        grey = (wide >> 8).clip(0, 255).astype(np.uint8)
+        if isinstance(transparent, int):
+            grey[wide == transparent] = 255
+        return Image.fromarray(grey)
+    if transparent is not None or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba)
+    return image if image.mode in ("L", "RGB") else image.convert("RGB")
+
+
+def _fit_pillow(image: Image.Image, size: int, fit: Fit) -> npt.NDArray[np.uint8]:
+    width, height = image.size
+    if fit == "pad":
+        rows, columns = _inner(width, height, size)
+        canvas = Image.new(image.mode, (size, size))
+        inner = (columns.stop - columns.start, rows.stop - rows.start)
+        canvas.paste(image.resize(inner, Image.Resampling.BILINEAR), (columns.start, rows.start))
+        return np.array(canvas).reshape(size, size, -1)
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    box = (left, top, left + side, top + side) if fit == "crop" else None
+    return np.array(image.resize((size, size), Image.Resampling.BILINEAR, box=box)).reshape(size, size, -1)
+
+
+def _beginning(data: bytes) -> str:
+    text = data[:12].decode("ascii", "replace")
+    return repr(text) if text.isascii() and text.isprintable() else f"bytes {data[:8].hex(' ')}"
+
+
+class _Pillow:
+    """What Pillow and `warnings` keep per process, and how many threads are inside `_quiet_pillow`."""
+
+    lock = threading.Lock()
+    num_inside = 0
+    max_image_pixels: int | None = None
+    filter: object = None
+
+
+@contextmanager
+def _quiet_pillow() -> Iterator[None]:
+    """Silence Pillow's warnings of odd metadata, and take its own limit of pixels away: ours speaks.
+
+    The first thread in sets both, the last one out puts them back. `warnings.catch_warnings` would leave
+    its filter behind where two threads overlap.
+    """
+    with _Pillow.lock:
+        _Pillow.num_inside += 1
+        if _Pillow.num_inside == 1:
+            _Pillow.max_image_pixels, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            _Pillow.filter = warnings.filters[0]
+    try:
+        yield
+    finally:
+        with _Pillow.lock:
+            _Pillow.num_inside -= 1
+            if _Pillow.num_inside == 0:
+                Image.MAX_IMAGE_PIXELS = _Pillow.max_image_pixels
+                # Somebody may have put other filters in the place of all meanwhile.
+                filters = cast(list[object], warnings.filters)
+                filters[:] = [f for f in filters if f is not _Pillow.filter]

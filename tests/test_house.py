@@ -116,7 +116,9 @@ def tracked() -> list[Path]:
 
 def test_the_tree_names_no_machine_and_no_package_host() -> None:
     # Put together here, so that this file does not name them either.
-    forbidden = re.compile("|".join(["/wo" + "rk/", r"(?<![\w}])/ro" + "ot/", "py" + r"pi\.org", "file" + "s.pythonhosted"]))
+    forbidden = re.compile(
+        "|".join(["/wo" + "rk/", r"(?<![\w}])/ro" + "ot/", "py" + r"pi\.org", "file" + "s.pythonhosted"])
+    )
     for file in tracked():
         try:
             text = file.read_text()
