@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -14,6 +15,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from rich.table import Table
 
 from fastload.errors import ConfigError, FastloadError, printable
+
+if TYPE_CHECKING:
+    from fastload.plan import Plan
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -51,11 +55,12 @@ def exit_with(program: Callable[[], Any]) -> None:
 @app.command()
 def convert(
     source: Annotated[
-        Path,
+        str,
         typer.Argument(
             metavar="SRC",
-            help="A folder with one folder per class, or with split folders (train, valid, test and their usual "
-            "other names) that hold them.",
+            help="A folder with one folder per class, or with split folders (train, valid, test and their usual other "
+            "names) that hold them; a folder with labels in the file names (3_102.jpg) or in text files beside the "
+            "images; a list (.csv, .tsv, .txt); tars (shards/{000..099}.tar); .parquet; torchvision:NAME; hf:NAME.",
             show_default=False,
         ),
     ],
@@ -77,25 +82,78 @@ def convert(
             show_default=False,
         ),
     ] = None,
+    on_bad: Annotated[
+        Literal["stop", "skip"],
+        typer.Option(help="At a file that is no whole image: stop and name it, or leave it out and list it."),
+    ] = "stop",
+    max_pixels: Annotated[int, typer.Option(help="Images of more pixels are bad ones.")] = 178_000_000,
+    layout: Annotated[
+        str | None,
+        typer.Option(help="Take this layout instead of finding it; --dry-run names the one found.", show_default=False),
+    ] = None,
+    path_column: Annotated[str | None, typer.Option(help="Of a list: where the paths are.", show_default=False)] = None,
+    label_column: Annotated[
+        str | None, typer.Option(help="Of a list, parquet or hf: where the labels are.", show_default=False)
+    ] = None,
+    class_names: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file with names to show: JSON from class to name, or a name per line. cat_to_name.json is found.",
+            show_default=False,
+        ),
+    ] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(help="What a list's paths are relative to, or torchvision's folder.", show_default=False),
+    ] = None,
+    download: Annotated[bool, typer.Option("--download", help="Let torchvision or hf fetch what is missing.")] = False,
+    allow_outside: Annotated[
+        bool, typer.Option("--allow-outside", help="Take paths of a list that lead out of its root.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what was found and would be done, and stop.")] = False,
     seed: Annotated[int, typer.Option(help="Of the cut, and of the one shuffle of train.")] = 0,
     workers: Annotated[
-        int | None,
-        typer.Option(help="Threads that decode; one per core where not given.", show_default=False),
+        int | None, typer.Option(help="Processes that decode; one per core where not given.", show_default=False)
     ] = None,
 ) -> None:
-    """Turn a folder of images into a dataset that needs no decoding.
+    """Turn images with labels into a dataset that needs no decoding.
 
-    Every image is decoded once, brought to SIZE x SIZE and stored as bytes. The same folder and options
+    Every image is decoded once, brought to SIZE x SIZE and stored as bytes. The same source and options
     give the same bytes. A run that was stopped goes on where it was when the same command is given again.
     """
-    from fastload import conversion
+    from fastload import conversion, sources
     from fastload.formats.resident import read_manifest
+    from fastload.plan import Plan, Settings
 
     shares = dict(_parse_share(s) for s in split or [])
-    path = conversion.convert(source, out, size=size, fit=fit, split=shares, seed=seed, workers=workers, progress=True)
+    settings = Settings(size=size, fit=fit, seed=seed, max_pixels=max_pixels)
+    target = out if out is not None else conversion.default_output(source)
+    with Console(stderr=True).status("listing the samples"):
+        found = sources.detect(
+            source, layout=layout, path_column=path_column, label_column=label_column, class_names=class_names,
+            root=root, download=download, allow_outside=allow_outside,
+        )  # fmt: skip
+    if dry_run:
+        cut = sources.cut_splits(found, shares, seed) if shares else found
+        print("\n".join([*sources.describe(cut), _would_write(target, Plan(source=cut, settings=settings))]))
+        return
+    path = conversion.convert(
+        found, target, size=size, fit=fit, split=shares, on_bad=on_bad, max_pixels=max_pixels, seed=seed,
+        workers=workers, progress=True,
+    )  # fmt: skip
     manifest = read_manifest(path)
     counts = ", ".join(f"{manifest.count(s):,} {s}" for s in manifest.splits)
     print(f"wrote {printable(path)}: {counts}; {len(manifest.classes)} classes, {size}x{size}")
+    if manifest.skipped:
+        print(f"left out {len(manifest.skipped):,} bad images: see {printable(path)}/bad.csv", file=sys.stderr)
+
+
+def _would_write(target: Path, plan: Plan) -> str:
+    from fastload.placement import gib
+
+    num_bytes = sum(len(shard.records) for shard in plan.shards) * math.prod(plan.image_shape)
+    shape = "x".join(str(n) for n in plan.image_shape)
+    return f"would write: {printable(target)}, {len(plan.shards)} shards of {shape} uint8, {gib(num_bytes)}"
 
 
 @app.command()
@@ -127,6 +185,8 @@ def info(dataset: DatasetPath) -> None:
     row("mean", ", ".join(f"{m:.4f}" for m in manifest.mean))
     row("std", ", ".join(f"{s:.4f}" for s in manifest.std))
     row("settings", ", ".join(f"{k} {v}" for k, v in manifest.settings.items()))
+    if manifest.skipped:
+        row("left out", f"{len(manifest.skipped):,} bad images, listed in bad.csv")
     row("source", f"{manifest.source.get('name')}, {manifest.source.get('layout')}")
     row("written by", f"fastload {manifest.fastload}")
     Console().print(table)
@@ -183,7 +243,8 @@ def show(
         side = opened.image_shape[0]
         pipeline = Augment([v2.RandomResizedCrop(side, scale=(0.35, 1)), v2.RandomHorizontalFlip()], dtype=torch.uint8)
         images = pipeline(images, ids=ids, seed=seed).permute(0, 2, 3, 1)
-    names = [opened.manifest.display_names[int(opened.labels[i])] for i in ids]
+    shown = (*opened.manifest.display_names, "unlabelled")  # of label -1
+    names = [shown[int(opened.labels[i])] for i in ids]
     picture = contact_sheet([image.numpy() for image in images], names)
     try:
         picture.save(out, format="PNG")

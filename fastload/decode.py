@@ -117,6 +117,14 @@ def decode_reference(
         raise DecodeError(path, f"damaged image{shown} ({printable(e) or type(e).__name__})") from e
 
 
+def fit_pixels(
+    pixels_HWC: npt.NDArray[np.uint8], *, size: int, fit: Fit, num_channels: int = 3
+) -> npt.NDArray[np.uint8]:
+    """Bring pixels that need no decoding, uint8 [H, W, 1 or 3], to uint8 [size, size, num_channels]."""
+    image = Image.fromarray(pixels_HWC.squeeze(2) if pixels_HWC.shape[2] == 1 else pixels_HWC)
+    return _fit_pillow(image.convert("RGB" if num_channels == 3 else "L"), size, fit)
+
+
 def _decode_plain(data: bytes, size: int, fit: Fit, num_channels: int) -> npt.NDArray[np.uint8]:
     """Decode an upright JPEG of one or three components; RuntimeError where torchvision cannot."""
     mode = ImageReadMode.RGB if num_channels == 3 else ImageReadMode.GRAY

@@ -22,6 +22,7 @@ from fastload.devices import Rank, current_rank, parse_device
 from fastload.errors import ConfigError, printable
 from fastload.formats import Dataset
 from fastload.placement import Kind, Placement, choose
+from fastload.records import UNLABELLED
 from fastload.shares import Shares
 from fastload.stores import MappedStore, Store, TensorStore
 
@@ -41,7 +42,7 @@ class Loader:
         augment: an Augment; without one, float32 images in 0..1 of the stored size.
         device: where batches are wanted; Accelerate's, else cuda, else mps, else cpu.
         placement: the memory that serves them: `gpu`, `host`, `mapped`, or `auto`: the fastest that fits.
-        shuffle: a new order every epoch, keyed on (seed, epoch).
+        shuffle: a new order every epoch, keyed on (seed, epoch), of the samples that have a label.
         drop_last: leave out the partial last step; as `shuffle` where not given: training needs equal
             steps, evaluation every sample.
         seed: of order and draws.
@@ -83,15 +84,19 @@ class Loader:
             raise ConfigError("rank and world_size go together; pass both or neither.")
         here = current_rank() if rank is None or world_size is None else Rank(rank=rank, world_size=world_size)
         self.rank = here.rank
+        # Unlabelled samples are there for prediction: in a fixed order they come along, to train on they do not.
+        labelled = torch.nonzero(dataset.labels != UNLABELLED).flatten()
+        self._ids = labelled if shuffle and len(labelled) < len(dataset) else None
+        num_samples = len(dataset) if self._ids is None else len(self._ids)
         self.shares = Shares(
-            num_samples=len(dataset), batch_size=batch_size, world_size=here.world_size,
+            num_samples=num_samples, batch_size=batch_size, world_size=here.world_size,
             drop_last=shuffle if drop_last is None else drop_last,
         )  # fmt: skip
         if not 0 <= self.rank < self.shares.world_size:
             raise ConfigError(f"rank={self.rank}: ranks of {self.shares.world_size} are counted from 0.")
         if self.shares.num_steps == 0:
             raise ConfigError(
-                f"{printable(dataset.path)}: {dataset.split} has {len(dataset):,} samples, less than one step of "
+                f"{printable(dataset.path)}: {dataset.split} has {num_samples:,} samples, less than one step of "
                 f"{self.shares.global_batch:,} ({batch_size} x {self.shares.world_size} ranks); "
                 "use a smaller batch size, or drop_last=False."
             )
@@ -194,7 +199,8 @@ class Loader:
             return torch.arange(len(self.dataset))
         low, high = derive(self.seed, self.epoch)
         generator = torch.Generator().manual_seed((high << 32 | low) - 2**63)
-        return torch.randperm(len(self.dataset), generator=generator)
+        order = torch.randperm(self.shares.num_samples, generator=generator)
+        return order if self._ids is None else self._ids[order]
 
     def _fetch(self, order: torch.Tensor, step: int) -> _Fetched:
         """Gather the stored images and labels of one step, and begin their copy to the device."""

@@ -23,6 +23,7 @@ from fastload.errors import ConfigError, TrainError
 from fastload.loader import Loader
 from fastload.profiling import WaitMeter, judge
 from fastload.profiling.report import command, environment, rounded, write_json
+from fastload.records import UNLABELLED
 
 Optimizer = Literal["adamw", "adam", "sgd"]
 Schedule = Literal["cosine", "step", "constant"]
@@ -223,9 +224,12 @@ class Trainer:
                 with self.accelerator.autocast():
                     logits = model(images)
                 logits, labels = logits[: loader.num_valid].float(), labels[: loader.num_valid]
-                loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-                sums += torch.stack([loss, (logits.argmax(1) == labels).sum(), loss.new_tensor(len(labels))]).double()
+                loss = torch.nn.functional.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="sum")
+                num_labelled = (labels != UNLABELLED).sum()
+                sums += torch.stack([loss, (logits.argmax(1) == labels).sum(), num_labelled]).double()
         total = self.accelerator.reduce(sums, "sum").tolist()
+        if not total[2]:
+            raise ConfigError(f"{loader.dataset.split} has no labelled sample, so there is nothing to evaluate on.")
         return total[0] / total[2], total[1] / total[2]
 
     def _prepare(self, model: torch.nn.Module, train: Loader, valid: Loader | None) -> _Run:

@@ -1,20 +1,21 @@
 import csv
+import gzip
 import json
 import os
-import signal
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from fastload import conversion, convert, open_dataset
+from fastload import Loader, conversion, convert, open_dataset
 from fastload.errors import ConfigError, DatasetError, DecodeError, SourceError
-from tests.conftest import convert_small, write_folder, write_image
+from fastload.sources import detect
+from tests.conftest import SHARED, convert_small, launch, write_folder, write_image
 
 
 def contents(dataset: Path) -> dict[str, bytes]:
@@ -155,26 +156,24 @@ conversion.convert(sys.argv[1], sys.argv[2], size=20)
 
 
 @pytest.mark.processes
-def test_killed_at_any_moment_it_is_finished_by_the_same_command(folder: Path, tmp_path: Path, dataset: Path) -> None:
-    """Kill -9 as soon as a given number of shards stands; the bytes after resuming are those of one run."""
-    for seed in range(300):  # slow enough to be hit
-        write_image(folder / "train" / "bee" / f"x{seed:03d}.jpg", seed, width=301, height=199)
+def test_killed_at_any_moment_it_is_finished_by_the_same_command(folder: Path, tmp_path: Path) -> None:
+    """Kill -9 before each of dozens of file operations; what stands there afterwards is nothing, or whole."""
+    for seed in range(16):  # four more shards
+        write_image(folder / "train" / "bee" / f"more{seed}.jpg", seed)
     expected = contents(convert_small(folder, tmp_path / "expected", conversion))
-    for num_shards in (1, 20, 60):
-        out = tmp_path / f"out{num_shards}"
-        partial = tmp_path / f"out{num_shards}.partial"
-        running = subprocess.Popen([sys.executable, "-c", RUN, str(folder), str(out)])
-        while running.poll() is None and len(list(partial.glob("[tv]*.safetensors"))) < num_shards:
-            time.sleep(0.002)
-        running.send_signal(signal.SIGKILL)
-        running.wait()
-        assert not out.exists()
-        done = {f.name: f.stat().st_mtime_ns for f in partial.glob("[tv]*.safetensors")}
-        assert len(done) >= num_shards
-        convert_small(folder, out, conversion)
-        assert {name: (out / name).stat().st_mtime_ns for name in done} == done
+    done = launch("tests/killed_runs.py", folder, tmp_path)
+    assert done.returncode == 0, done.stderr
+    outcomes = json.loads(done.stdout)
+    assert len(outcomes) >= 30
+    assert {outcome["killed"] for outcome in outcomes[:-1]} == {True}
+    assert outcomes[-1]["killed"] is False, "the last run was never reached by its kill"
+    for number, outcome in enumerate(outcomes):
+        out = tmp_path / f"out{number}"
         assert contents(out) == expected
-        assert not partial.exists()
+        assert not (tmp_path / f"out{number}.partial").exists()
+        # Finished shards are kept: their files are the ones that the killed run wrote.
+        assert outcome["kept"] == outcome["finished"]
+    assert max(outcome["finished"] for outcome in outcomes[:-1]) >= 4
 
 
 @pytest.mark.processes
@@ -191,3 +190,96 @@ def test_the_manifest_says_where_it_comes_from_and_nothing_of_this_machine(datas
     assert manifest["source"]["name"] == "insects"
     assert str(dataset.parent) not in (dataset / "manifest.json").read_text()
     assert manifest["settings"] == {"size": 20, "fit": "stretch", "interpolation": "bilinear, antialiased", "seed": 0}
+
+
+# --- bad images that are skipped ---
+
+
+def test_skipped_images_are_left_out_and_listed(folder: Path, tmp_path: Path) -> None:
+    whole = convert_small(folder, tmp_path / "whole", conversion)
+    bad = {"train/bee/001.jpg": b"", "train/ant/000.jpg": b"no image", "valid/wasp/001.jpg": b"\xff\xd8\xff cut"}
+    for path, content in bad.items():
+        (folder / path).write_bytes(content)
+    (folder / "valid" / "bee" / "000.jpg").chmod(0)
+    with mock.patch.object(conversion, "SHARD_BYTES", 4 * 20 * 20 * 3):
+        out = convert(folder, tmp_path / "out", size=20, on_bad="skip")
+    with (out / "bad.csv").open(newline="") as opened:
+        listed = {row["path"]: row["reason"] for row in csv.DictReader(opened)}
+    assert bad.keys() <= listed.keys()
+    assert listed["train/bee/001.jpg"] == "the file is empty"
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert {s["path"] for s in manifest["skipped"]} == listed.keys()
+    # Every image that is left is the one that its row in samples.csv names.
+    kept, all_of_them = (samples_of(d) for d in (out, whole))
+    assert kept.keys() == all_of_them.keys() - listed.keys()
+    assert all(np.array_equal(kept[path], all_of_them[path]) for path in kept)
+    train = np.concatenate([s.numpy().reshape(-1, 3) for s in open_dataset(out).shards]) / 255
+    assert np.allclose(manifest["mean"], train.mean(0), atol=1e-9)
+
+
+def samples_of(dataset: Path) -> dict[str, np.ndarray]:
+    with (dataset / "samples.csv").open(newline="") as opened:
+        rows = list(csv.DictReader(opened))
+    found = {}
+    for split in ("train", "valid"):
+        opened_split = open_dataset(dataset, split)
+        ours = [r for r in rows if r["split"] == split]
+        assert len(ours) == len(opened_split)
+        for i, row in enumerate(ours):
+            image, label = opened_split[i]
+            assert label == int(row["label"])
+            found[row["path"]] = image.numpy()
+    return found
+
+
+def test_what_one_run_skipped_stops_the_next(folder: Path, tmp_path: Path) -> None:
+    (folder / "train" / "bee" / "001.jpg").write_bytes(b"")
+    (folder / "valid" / "bee" / "001.jpg").write_bytes(b"")
+    with (
+        mock.patch.object(conversion, "SHARD_BYTES", 4 * 20 * 20 * 3),
+        mock.patch.object(conversion, "finish", side_effect=KeyboardInterrupt),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        convert(folder, tmp_path / "out", size=20, on_bad="skip")
+    with pytest.raises(DecodeError, match="001"):
+        convert_small(folder, tmp_path / "out", conversion)
+
+
+def test_nothing_but_bad_images_is_no_dataset(tmp_path: Path) -> None:
+    for name in ("a/1.jpg", "b/2.jpg"):
+        (tmp_path / "bad" / name).parent.mkdir(parents=True)
+        (tmp_path / "bad" / name).write_bytes(b"x")
+    with pytest.raises(SourceError, match="none of the 2 images"):
+        convert(tmp_path / "bad", tmp_path / "out", size=8, on_bad="skip")
+    assert not (tmp_path / "out").exists()
+
+
+# --- other layouts, the whole way ---
+
+
+def test_labels_in_file_names_and_unlabelled_images(tmp_path: Path) -> None:
+    for seed, name in enumerate(("training/3_0.jpg", "training/10_1.jpg", "validation/3_2.jpg", "testing/0007.jpg")):
+        write_image(tmp_path / "food11" / name, seed)
+    out = convert(tmp_path / "food11", size=16)
+    assert open_dataset(out).classes == ("3", "10")
+    assert open_dataset(out, "test").labels.tolist() == [-1]
+    assert len(Loader(open_dataset(out, "test"), 1, shuffle=False)) == 1
+    with pytest.raises(ConfigError, match="0 samples"):
+        Loader(open_dataset(out, "test"), 1, drop_last=False)
+
+
+@pytest.mark.skipif(not (SHARED / "t10k-images-idx3-ubyte.gz").exists(), reason="the MNIST files are not there")
+def test_grey_images_have_one_channel(tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for kind in ("images-idx3", "labels-idx1"):
+        for split in ("t10k", "train"):  # torchvision wants both; the test digits stand in for the others
+            data = gzip.decompress((SHARED / f"t10k-{kind}-ubyte.gz").read_bytes())
+            (raw / f"{split}-{kind}-ubyte").write_bytes(data)
+    out = convert(detect("torchvision:MNIST", root=tmp_path), tmp_path / "mnist.fastload", size=28)
+    opened = open_dataset(out, "test")
+    assert opened.image_shape == (28, 28, 1)
+    assert len(opened) == 10_000
+    images, labels = next(iter(Loader(opened, 64, shuffle=False)))
+    assert images.shape == (64, 1, 28, 28)
+    assert labels[:5].tolist() == [7, 2, 1, 0, 4]  # the digits that everybody knows

@@ -13,14 +13,16 @@ from tests.conftest import ROOT
 
 FLOORS = {
     0: ["records", "errors", "shares", "devices"],
-    1: ["decode", "placement", "stores", "sheet", "sources", "formats", "augment", "profiling"],
-    2: ["conversion", "loader"],
+    1: ["decode", "placement", "pool", "stores", "sheet", "sources", "formats", "augment", "profiling"],
+    2: ["conversion", "filling", "plan", "loader"],
     3: ["train", "checkpoint"],
     4: ["cli", "doctor"],
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
-# One room in two files.
-SAME_FLOOR = {("train", "checkpoint"), ("cli", "doctor")}
+# One room in several files.
+SAME_FLOOR = {
+    ("train", "checkpoint"), ("cli", "doctor"), ("conversion", "filling"), ("conversion", "plan"), ("filling", "plan"),
+}  # fmt: skip
 
 
 def room_of(file: Path) -> str:
@@ -87,19 +89,34 @@ def test_the_commands_and_their_flags_are_these() -> None:
     from bench.cli import app as bench_app
     from fastload.cli import app
 
+    # fmt: off
     assert flags(app) == {
-        "convert": ["--fit", "--seed", "--size", "--split", "--workers", "out", "source"],
+        "convert": [
+            "--allow-outside", "--class-names", "--download", "--dry-run", "--fit", "--label-column", "--layout",
+            "--max-pixels", "--on-bad", "--path-column", "--root", "--seed", "--size", "--split", "--workers", "out",
+            "source",
+        ],
         "info": ["dataset"],
         "verify": ["dataset"],
         "show": ["--augment", "--out", "--seed", "--split", "dataset"],
         "doctor": [],
     }
+    # fmt: on
     assert flags(bench_app) == {
         "gpu-util": [
-            "--batch-size", "--device", "--images", "--json", "--model", "--precision", "--size", "--steps",
-            "--workers", "data",
+            "--batch-size",
+            "--device",
+            "--images",
+            "--json",
+            "--model",
+            "--precision",
+            "--size",
+            "--steps",
+            "--workers",
+            "data",
         ],
         "loader": ["--batch-size", "--json", "--rounds", "--size", "--store", "--workers", "folder"],
+        "convert": ["--count", "--json", "--made", "--repeat", "--rounds", "--size", "--workers", "folder"],
         "figures": ["--check"],
     }  # fmt: skip
 

@@ -29,6 +29,7 @@ FORMAT = "fastload-resident"
 VERSION = 1
 MANIFEST_NAME = "manifest.json"
 SAMPLES_NAME = "samples.csv"
+BAD_NAME = "bad.csv"
 
 # Images begin at a multiple of it in the file: a page, so that mapped shards share no page with the header.
 _ALIGNMENT = 4096
@@ -177,7 +178,7 @@ class Dataset(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
         manifest: everything the dataset says of itself.
         shards: one uint8 tensor [n, H, W, C] per shard, backed by the file: reading one row touches
             only that row's pages.
-        labels: int64 [N], in memory.
+        labels: int64 [N], in memory; -1 where a sample is unlabelled.
     """
 
     def __init__(self, path: Path, manifest: Manifest, split: str) -> None:
@@ -194,7 +195,7 @@ class Dataset(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
             self.shards.append(image)
             labels.append(label)
         self.labels = torch.cat(labels) if labels else torch.empty(0, dtype=torch.int64)
-        if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(manifest.classes):
+        if len(self.labels) and not -1 <= int(self.labels.min()) <= int(self.labels.max()) < len(manifest.classes):
             raise DatasetError(
                 f"{printable(path)}: {split} has labels outside its {len(manifest.classes)} classes; convert it again."
             )
