@@ -94,7 +94,11 @@ def _peers(images: Path, out: Path, size: int, workers: int) -> dict[str, Callab
     """Return what to run, each of which returns how many images it did."""
     source = detect(images)
     files = [source.root / record.path for record in source.records]
-    jpegs = [data for data in (f.read_bytes() for f in files) if data[:3] == b"\xff\xd8\xff"]
+    contents: dict[Path, bytes] = {}  # by the file behind the link: --repeat shall not need its memory
+    for file in files:
+        if (real := file.resolve()) not in contents:
+            contents[real] = file.read_bytes()
+    jpegs = [data for data in (contents[f.resolve()] for f in files) if data[:3] == b"\xff\xd8\xff"]
     if not jpegs:
         raise SourceError(f"{printable(images.name)} has no JPEG, so there is nothing to hold conversion against.")
 
@@ -176,15 +180,15 @@ def peak_memory_bytes(images: Path, out: Path, size: int, workers: int) -> int:
     0 where the system does not tell (/proc/PID/smaps_rollup is Linux's).
     """
     arguments = ["convert", str(images), str(out), "--size", str(size), "--workers", str(workers)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fastload.cli", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
     peak = 0
-    while process.poll() is None:
-        peak = max(peak, sum(_own_bytes(pid) for pid in _tree(process.pid)))
-        time.sleep(0.05)
-    assert process.stderr is not None
-    error = process.stderr.read()
+    with subprocess.Popen(
+        [sys.executable, "-m", "fastload.cli", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while process.poll() is None:
+            peak = max(peak, sum(_own_bytes(pid) for pid in _tree(process.pid)))
+            time.sleep(0.05)
+        assert process.stderr is not None
+        error = process.stderr.read()
     if process.returncode:
         raise SourceError(f"fastload convert ended with code {process.returncode}: {printable(error[-300:])}")
     return peak

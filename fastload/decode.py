@@ -32,9 +32,11 @@ Fit = Literal["stretch", "crop", "pad"]
 MAX_PIXELS = 178_000_000  # Pillow's own limit for a decompression bomb, twice its warning
 MAX_SIDE = 16_384  # an image of this side has 805 MB: beyond it a typing mistake is likelier than a wish
 # The only plugins that see unchecked bytes: among Pillow's others are some that run programs (EPS).
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "MPO")
-# The decoded picture keeps at least so many times the wanted side: the resize then still decides the pixels.
-MIN_REDUCED = 2
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM")
+# A JPEG decoded at a reduced scale keeps at least so many times the wanted side: the resize then still
+# decides the pixels. And so many pixels: its last column may stand for 1 to 8 of the original's, a stretch
+# of at most 1/256.
+REDUCED_TIMES, REDUCED_SIDE = 2, 256
 _ORIENTATION_TAG = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -84,11 +86,13 @@ def decode(
     if not data:
         raise DecodeError(path, "the file is empty")
     shape = _plain_jpeg(data)
-    if shape is not None and min(shape) < 2 * MIN_REDUCED * size and shape[0] * shape[1] <= max_pixels:
+    if shape is not None and min(shape) < 2 * _least_side(size) and shape[0] * shape[1] <= max_pixels:
         try:
-            return _decode_plain(data, size, fit, num_channels)
+            rgb = _decode_plain(data, size, fit)
         except (RuntimeError, MemoryError):
             pass  # Pillow decides whether this is an image, and says why not
+        else:
+            return rgb if num_channels == 3 else np.array(Image.fromarray(rgb).convert("L"))[..., None]
     return decode_reference(data, path, size=size, fit=fit, max_pixels=max_pixels, num_channels=num_channels)
 
 
@@ -103,7 +107,7 @@ def decode_reference(
             shown = f" of {width}x{height}"
             if width * height > max_pixels or _tile_pixels(image) > max_pixels:
                 raise DecodeError(path, f"{width}x{height} is over the limit of {max_pixels:,} pixels")
-            image.draft(None, (MIN_REDUCED * size, MIN_REDUCED * size))
+            image.draft(None, (_least_side(size), _least_side(size)))
             image.load()
             pixels = _eight_bit(_upright(image), path)
             return _fit_pillow(pixels.convert("RGB" if num_channels == 3 else "L"), size, fit)
@@ -125,11 +129,10 @@ def fit_pixels(
     return _fit_pillow(image.convert("RGB" if num_channels == 3 else "L"), size, fit)
 
 
-def _decode_plain(data: bytes, size: int, fit: Fit, num_channels: int) -> npt.NDArray[np.uint8]:
-    """Decode an upright JPEG of one or three components; RuntimeError where torchvision cannot."""
-    mode = ImageReadMode.RGB if num_channels == 3 else ImageReadMode.GRAY
+def _decode_plain(data: bytes, size: int, fit: Fit) -> npt.NDArray[np.uint8]:
+    """Decode an upright JPEG of one or three components to RGB; RuntimeError where torchvision cannot."""
     # A copy of the compressed bytes: torch warns of memory that it must not write to.
-    pixels_CHW = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=mode)
+    pixels_CHW = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
     image_HWC = pixels_CHW.permute(1, 2, 0)
     height, width = image_HWC.shape[:2]
     if fit == "crop":
@@ -138,7 +141,7 @@ def _decode_plain(data: bytes, size: int, fit: Fit, num_channels: int) -> npt.ND
         image_HWC = image_HWC[top : top + side, left : left + side].contiguous()
     if fit != "pad":
         return _resize(image_HWC, size, size)
-    canvas = np.zeros((size, size, num_channels), np.uint8)
+    canvas = np.zeros((size, size, 3), np.uint8)
     rows, columns = _inner(width, height, size)
     canvas[rows, columns] = _resize(image_HWC, rows.stop - rows.start, columns.stop - columns.start)
     return canvas
@@ -202,6 +205,11 @@ def _is_upright(tiff: bytes) -> bool:
     return True
 
 
+def _least_side(size: int) -> int:
+    """Return the side in pixels that a JPEG keeps where it is decoded at a reduced scale."""
+    return max(REDUCED_TIMES * size, REDUCED_SIDE)
+
+
 def _tile_pixels(image: Image.Image) -> int:
     """Return the pixels of one tile of a TIFF: memory that its decoder takes, whatever the image's size."""
     tags = getattr(image, "tag_v2", None) or {}
@@ -251,10 +259,12 @@ def _fit_pillow(image: Image.Image, size: int, fit: Fit) -> npt.NDArray[np.uint8
         inner = (columns.stop - columns.start, rows.stop - rows.start)
         canvas.paste(image.resize(inner, Image.Resampling.BILINEAR), (columns.start, rows.start))
         return np.array(canvas).reshape(size, size, -1)
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    box = (left, top, left + side, top + side) if fit == "crop" else None
-    return np.array(image.resize((size, size), Image.Resampling.BILINEAR, box=box)).reshape(size, size, -1)
+    if fit == "crop":
+        # Not resize's own box: it would let pixels outside of the square in.
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
+    return np.array(image.resize((size, size), Image.Resampling.BILINEAR)).reshape(size, size, -1)
 
 
 def _beginning(data: bytes) -> str:

@@ -33,6 +33,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from fastload.errors import DatasetError, DecodeError
 
@@ -170,6 +171,7 @@ class ProcessPool:
 
     def _fork(self, number: int) -> None:
         ours, theirs = Pipe()
+        parent = os.getpid()
         with warnings.catch_warnings():
             # Python 3.12 warns of forking beside threads. The child runs decoders only, with locks of its own.
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -179,7 +181,7 @@ class ProcessPool:
             try:
                 for pipe in (ours, *self._pipes):
                     pipe.close()  # else the others would not see the parent's death
-                _serve(theirs, self._work, self._name_path, self._at[number])
+                _serve(parent, theirs, self._work, self._name_path, self._at[number])
                 status = 0
             finally:
                 os._exit(status)
@@ -237,10 +239,8 @@ class ProcessPool:
         self._pipes, self._pids = [], []
 
 
-def _serve(pipe: Connection, work: Work, name_path: NamePath, at: npt.NDArray[np.int64]) -> None:
+def _serve(parent: int, pipe: Connection, work: Work, name_path: NamePath, at: npt.NDArray[np.int64]) -> None:
     """Work in a forked process until the parent closes the pipe or is gone."""
-    import torch
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all of the terminal; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     gc.freeze()  # the parent's objects: looking at them would copy their pages
@@ -248,7 +248,6 @@ def _serve(pipe: Connection, work: Work, name_path: NamePath, at: npt.NDArray[np
     # libjpeg writes there what it thinks of an image, without a name.
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
-    parent = os.getppid()
     while True:
         try:
             shard, first, end = _TASK.unpack(pipe.recv_bytes())
