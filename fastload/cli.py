@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from collections.abc import Callable
@@ -68,10 +69,19 @@ def convert(
         Path | None,
         typer.Argument(help="The dataset to write; SRC.fastload where not given.", show_default=False),
     ] = None,
-    size: Annotated[int, typer.Option(help="Side of the stored images, in pixels.")] = 256,
+    format: Annotated[
+        Literal["resident", "ffcv"],
+        typer.Option(help="resident: a dataset of one image size; ffcv: OUT/SPLIT.beton, images of their own sizes."),
+    ] = "resident",
+    mode: Annotated[Literal["raw", "jpg", "proportion"], typer.Option(help="ffcv: how images are stored.")] = "raw",
+    quality: Annotated[int, typer.Option(help="ffcv: of the JPEGs, 1 to 100.")] = 90,
+    max_resolution: Annotated[
+        int | None, typer.Option(help="ffcv: shrink images to this longer side, in pixels.", show_default=False)
+    ] = None,
+    size: Annotated[int, typer.Option(help="resident: side of the stored images, in pixels.")] = 256,
     fit: Annotated[
         Literal["stretch", "crop", "pad"],
-        typer.Option(help="How a picture becomes square: both sides stretched, the centre cut out, or black added."),
+        typer.Option(help="resident: how a picture becomes square: stretched, the centre cut out, or black added."),
     ] = "stretch",
     split: Annotated[
         list[str] | None,
@@ -137,6 +147,16 @@ def convert(
         cut = sources.cut_splits(found, shares, seed) if shares else found
         print("\n".join([*sources.describe(cut), _would_write(target, Plan(source=cut, settings=settings))]))
         return
+    if format == "ffcv":
+        from fastload.conversion_ffcv import convert_to_ffcv
+
+        path = convert_to_ffcv(
+            found, target if out is not None else target.with_suffix(".ffcv"), mode=mode, quality=quality,
+            max_resolution=max_resolution, split=shares, on_bad=on_bad, max_pixels=max_pixels, seed=seed,
+            workers=workers, progress=True,
+        )  # fmt: skip
+        print(f"wrote {printable(path)}: {', '.join(f.name for f in sorted(path.glob('*.beton')))}")
+        return
     path = conversion.convert(
         found, target, size=size, fit=fit, split=shares, on_bad=on_bad, max_pixels=max_pixels, seed=seed,
         workers=workers, progress=True,
@@ -193,29 +213,34 @@ def info(dataset: DatasetPath) -> None:
 
 
 @app.command()
-def verify(dataset: DatasetPath) -> None:
+def verify(
+    dataset: Annotated[Path, typer.Argument(help="A dataset: NAME.fastload, or NAME.beton.", show_default=False)],
+) -> None:
     """Check every byte of a dataset against the checksums that were written with it.
 
     Names every shard that was changed, cut, lost or swapped, and ends with exit code 1 if there is one.
     """
+    from fastload.formats.ffcv import check_beton, find_beton_damage
     from fastload.formats.resident import find_damage, read_manifest
 
-    manifest = read_manifest(dataset)
-    total = sum(shard.bytes for shards in manifest.splits.values() for shard in shards)
+    if dataset.suffix == ".beton":
+        total, num_files = check_beton(dataset).num_bytes, 1
+        check = functools.partial(find_beton_damage, dataset)
+    else:
+        manifest = read_manifest(dataset)
+        total = sum(shard.bytes for shards in manifest.splits.values() for shard in shards)
+        num_files = sum(len(shards) for shards in manifest.splits.values())
+        check = functools.partial(find_damage, dataset, manifest)
     columns = (TextColumn("[bold]verify"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("verify", total=total)
-        damage = list(find_damage(dataset, manifest, lambda count: bar.advance(task, count)))
+        damage = list(check(lambda count: bar.advance(task, count)))
     for sentence in damage:
         print(f"damaged: {sentence}", file=sys.stderr)
-    num_shards = sum(len(shards) for shards in manifest.splits.values())
     if damage:
-        print(
-            f"{len(damage)} of {num_shards} shards are damaged; convert again, or copy them anew.",
-            file=sys.stderr,
-        )
+        print(f"{len(damage)} of {num_files} files are damaged; convert again, or copy them anew.", file=sys.stderr)
         raise typer.Exit(1)
-    print(f"{printable(dataset)}: {num_shards} shards, {total:,} bytes, all as written")
+    print(f"{printable(dataset)}: {num_files} files, {total:,} bytes, all as written")
 
 
 @app.command()

@@ -93,7 +93,7 @@ def convert(
     # The pool first: its processes would hold the lock on the output for as long as they live.
     with open_pool(filler, filler.path, workers) as pool, _partial(out) as partial:
         _refuse_other_plan(partial, plan)
-        with _bar(plan, progress) as advance:
+        with progress_bar("convert", len(found.records), progress) as advance:
             digests = convert_shards(filler, partial, pool, advance)
         finish(plan, partial, out, digests)
     return out
@@ -238,9 +238,10 @@ def _write_text(file: Path, text: str) -> None:
 
 
 @contextmanager
-def _bar(plan: Plan, show: bool) -> Iterator[Callable[[int], object]]:
-    columns = (TextColumn("[bold]convert"), BarColumn(), MofNCompleteColumn(), TextColumn("images"),
+def progress_bar(name: str, total: int, show: bool) -> Iterator[Callable[[int], object]]:
+    """Show `total` images on standard error; yields what is called with the number that are done."""
+    columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("images"),
                TimeRemainingColumn())  # fmt: skip
     with Progress(*columns, console=Console(stderr=True), disable=not show) as bar:
-        task = bar.add_task("convert", total=len(plan.source.records))
+        task = bar.add_task(name, total=total)
         yield lambda count: bar.advance(task, count)

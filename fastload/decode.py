@@ -15,7 +15,7 @@ import io
 import struct
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, cast, get_args
 
@@ -100,6 +100,34 @@ def decode_reference(
     data: bytes, path: str, *, size: int, fit: Fit, max_pixels: int = MAX_PIXELS, num_channels: int = 3
 ) -> npt.NDArray[np.uint8]:
     """Do what `decode` says, with Pillow alone."""
+    mode = "RGB" if num_channels == 3 else "L"
+    return _with_pillow(
+        data, path, max_pixels, (_least_side(size),) * 2, lambda image: _fit_pillow(image.convert(mode), size, fit)
+    )
+
+
+def decode_whole(data: bytes, path: str, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
+    """Decode one image at its own size, otherwise as `decode`.
+
+    Returns:
+        uint8 [H, W, 3].
+
+    Raises:
+        DecodeError: as `decode`.
+    """
+    if not data:
+        raise DecodeError(path, "the file is empty")
+    return _with_pillow(data, path, max_pixels, None, lambda image: np.array(image.convert("RGB")))
+
+
+def _with_pillow(
+    data: bytes,
+    path: str,
+    max_pixels: int,
+    least: tuple[int, int] | None,
+    finish: Callable[[Image.Image], npt.NDArray[np.uint8]],
+) -> npt.NDArray[np.uint8]:
+    """Open, check, decode and turn an image; `least` sides may be had from a reduced DCT scale."""
     shown = ""
     try:
         with _quiet_pillow(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -107,10 +135,10 @@ def decode_reference(
             shown = f" of {width}x{height}"
             if width * height > max_pixels or _tile_pixels(image) > max_pixels:
                 raise DecodeError(path, f"{width}x{height} is over the limit of {max_pixels:,} pixels")
-            image.draft(None, (_least_side(size), _least_side(size)))
+            if least is not None:
+                image.draft(None, least)
             image.load()
-            pixels = _eight_bit(_upright(image), path)
-            return _fit_pillow(pixels.convert("RGB" if num_channels == 3 else "L"), size, fit)
+            return finish(_eight_bit(_upright(image), path))
     except DecodeError:
         raise
     except UnidentifiedImageError as e:

@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 FLOORS = {
     0: ["records", "errors", "shares", "devices"],
     1: ["decode", "placement", "pool", "stores", "sheet", "sources", "formats", "augment", "profiling"],
-    2: ["conversion", "filling", "plan", "loader"],
+    2: ["conversion", "conversion_ffcv", "filling", "plan", "loader"],
     3: ["train", "checkpoint"],
     4: ["cli", "doctor"],
 }
@@ -22,6 +22,7 @@ FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 # One room in several files.
 SAME_FLOOR = {
     ("train", "checkpoint"), ("cli", "doctor"), ("conversion", "filling"), ("conversion", "plan"), ("filling", "plan"),
+    ("conversion_ffcv", "conversion"),
 }  # fmt: skip
 
 
@@ -92,9 +93,9 @@ def test_the_commands_and_their_flags_are_these() -> None:
     # fmt: off
     assert flags(app) == {
         "convert": [
-            "--allow-outside", "--class-names", "--download", "--dry-run", "--fit", "--label-column", "--layout",
-            "--max-pixels", "--on-bad", "--path-column", "--root", "--seed", "--size", "--split", "--workers", "out",
-            "source",
+            "--allow-outside", "--class-names", "--download", "--dry-run", "--fit", "--format", "--label-column",
+            "--layout", "--max-pixels", "--max-resolution", "--mode", "--on-bad", "--path-column", "--quality",
+            "--root", "--seed", "--size", "--split", "--workers", "out", "source",
         ],
         "info": ["dataset"],
         "verify": ["dataset"],
