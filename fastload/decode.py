@@ -5,8 +5,8 @@ is upright and not large enough to be decoded at a reduced scale, goes past it: 
 (libjpeg-turbo, three bytes per pixel, where Pillow has four) and torch's antialiased uint8 resize. Whatever
 that path refuses, Pillow gets to judge. bench/results/convert_*.json has the figures.
 
-Both release the GIL for all but some tens of microseconds per image, and no state is shared but the
-filter below: any number of threads may call `decode`.
+Both release the GIL while they decode and resize, and no state is shared but what `_quiet_pillow` guards:
+any number of threads may call `decode`.
 """
 
 from __future__ import annotations

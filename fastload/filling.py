@@ -148,7 +148,7 @@ def convert_shards(filler: Filler, folder: Path, pool: Pool, advance: Callable[[
 
 
 def num_writers(workers: int) -> int:
-    """Return how many shards to write at a time: one thread writes about as fast as four processes decode."""
+    """Return how many shards to write at a time: one for four processes that decode, a rule of thumb."""
     return -(-workers // 4)
 
 

@@ -2,9 +2,9 @@
 
 Processes, not threads, for three reasons. A thread cannot die alone: a decoder that crashes, or the
 kernel killing for want of memory, would take the run with it before it could name the sample; here the
-parent sees the pipe close, looks up which row the dead one was at, and says so. Some 60 microseconds per
-image need the GIL, so at about a dozen threads it, not the decoder, would be the limit. And
-torch's number of threads, which must be 1 in here, is a setting of the whole process.
+parent sees the pipe close, looks up which row the dead one was at, and says so. Every image holds the GIL
+for a while: on two cores threads did as well, on sixteen they are expected to wait for it (an estimate,
+not a measurement). And torch's number of threads, which must be 1 in here, is a setting of the process.
 
 Forked, as torch's DataLoader does on Linux: they start in milliseconds, have the plan without sending it,
 and share the memory that the rows go into, which is anonymous (a container's /dev/shm is often 64 MB).
