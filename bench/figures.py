@@ -72,8 +72,16 @@ def _gpu_util(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"{result['loaders']['folder']['name']}: {result['verdict']}"])
 
 
+def _convert(result: dict[str, Any]) -> str:
+    lines = ["| | images/s | CPU ms per image |", "|---|---:|---:|"]
+    for name, speed in result["images_per_second"].items():
+        lines.append(f"| {name} | {speed:,.0f} | {result['cpu_ms_per_image'][name]:.2f} |")
+    return "\n".join(lines)
+
+
 _RENDER: dict[str, Callable[[dict[str, Any]], str]] = {
     "fastload-train": _train,
     "fastload-bench-loader": _loader,
+    "fastload-bench-convert": _convert,
     "fastload-gpu-util": _gpu_util,
 }
