@@ -204,15 +204,16 @@ def _row(feed: Feed, x_replay: float | None, device: torch.device) -> dict[str, 
     num_steps = sum(t.num_steps for t in feed.blocks)
     milliseconds = sorted(1e3 * s for t in feed.blocks for s in t.step_seconds)
     on_gpu = device.type == "cuda"
+    share = efficiency(x_real, x_load, x_replay)
     return {
         "x_real": rounded(x_real, 1), "x_load": rounded(x_load, 1),
         "data_wait": rounded(wait_share), "gpu_data_wait": rounded(wait_share) if on_gpu else None, "gpu_busy": None,
-        "headspace": rounded(headspace(x_real, x_replay)), "efficiency": rounded(efficiency(x_real, x_load, x_replay)),
+        "headspace": rounded(headspace(x_real, x_replay)), "efficiency": rounded(share),
         "num_steps": num_steps,
         "step_ms_p50": rounded(statistics.median(milliseconds), 2),
         "step_ms_p95": rounded(milliseconds[int(0.95 * (len(milliseconds) - 1))], 2),
         "x_real_blocks": [rounded(t.images_per_second, 1) for t in feed.blocks],
-        "verdict": str(judge(wait_share, num_steps, device.type)),
+        "verdict": str(judge(wait_share, num_steps, device.type, share)),
     }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ def test_gpu_util_measures_both_ways(tmp_path: Path) -> None:
         "--json", tmp_path / "out.json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "INPUT-BOUND" in done.stdout
+    assert "INPUT-BOUND" in done.stdout or "INTERFERENCE" in done.stdout
     assert "fastload convert insects --size 36" in done.stdout
     result = json.loads((tmp_path / "out.json").read_text())
     assert result["device"] == "cpu"

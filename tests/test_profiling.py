@@ -129,6 +129,12 @@ def test_verdicts(share: float | None, steps: int, word: str) -> None:
     assert judge(share, steps, "cuda").word == word
 
 
+def test_a_loader_that_takes_the_cores_of_the_step_is_named() -> None:
+    assert judge(0.01, 20, "cpu", 0.89).word == "INTERFERENCE"
+    assert judge(0.01, 20, "cpu", 0.9).word == "NOT INPUT-BOUND"
+    assert judge(0.5, 20, "cpu", 0.5).word == "INPUT-BOUND", "waiting is seen directly, and comes first"
+
+
 def test_headspace_and_efficiency() -> None:
     assert headspace(75, 100) == pytest.approx(0.25)
     assert efficiency(75, 300, 100) == pytest.approx(0.75)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 INPUT_BOUND_SHARE = 0.20
 PARTLY_SHARE = 0.05
+INTERFERENCE_EFFICIENCY = 0.9
 MIN_STEPS = 20
 
 
@@ -20,13 +21,14 @@ class Verdict:
         return f"{self.word}: {self.why}"
 
 
-def judge(wait_share: float | None, num_steps: int, device_type: str) -> Verdict:
+def judge(wait_share: float | None, num_steps: int, device_type: str, efficiency_share: float | None = None) -> Verdict:
     """Judge a loop by the share of time its device waited for data.
 
     Args:
         wait_share: data wait over wall time, None where it was not measured.
         num_steps: steps that were measured; below 20 no verdict holds.
         device_type: `cuda`, `mps` or `cpu`.
+        efficiency_share: what `efficiency` says, where loader and step were also measured alone.
     """
     if wait_share is None or num_steps < MIN_STEPS:
         return Verdict(
@@ -39,6 +41,12 @@ def judge(wait_share: float | None, num_steps: int, device_type: str) -> Verdict
         return Verdict(word="INPUT-BOUND", why=f"{share}; faster feeding is the first thing to mend.")
     if wait_share >= PARTLY_SHARE:
         return Verdict(word="PARTLY INPUT-BOUND", why=f"{share}; faster feeding gains at most that much.")
+    if efficiency_share is not None and efficiency_share < INTERFERENCE_EFFICIENCY:
+        return Verdict(
+            word="INTERFERENCE",
+            why=f"{share}, but the run reaches {efficiency_share:.0%} of what loader and step reach alone: the loader "
+            "takes cores or memory from the step; a loader that needs less of them gains up to the rest.",
+        )
     return Verdict(word="NOT INPUT-BOUND", why=f"{share}; faster feeding would gain next to nothing.")
 
 
