@@ -138,13 +138,15 @@ def convert(
     shares = dict(_parse_share(s) for s in split or [])
     settings = Settings(size=size, fit=fit, seed=seed, max_pixels=max_pixels)
     target = out if out is not None else conversion.default_output(source)
+    if format == "resident" and not dry_run:
+        conversion.refuse_existing(target)
     with Console(stderr=True).status("listing the samples"):
         found = sources.detect(
             source, layout=layout, path_column=path_column, label_column=label_column, class_names=class_names,
             root=root, download=download, allow_outside=allow_outside,
         )  # fmt: skip
     if dry_run:
-        cut = sources.cut_splits(found, shares, seed) if shares else found
+        cut = conversion.listed(found, shares, seed)
         print("\n".join([*sources.describe(cut), _would_write(target, Plan(source=cut, settings=settings))]))
         return
     if format == "ffcv":

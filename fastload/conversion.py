@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fastload import __version__
 from fastload.decode import MAX_PIXELS, Fit
 from fastload.errors import ConfigError, DatasetError, SourceError, printable
+from fastload.files import sync, write_text
 from fastload.filling import Filler, convert_shards, finished_shard, num_writers
 from fastload.formats.resident import (
     BAD_NAME,
@@ -30,7 +31,6 @@ from fastload.formats.resident import (
     Shard,
     read_shard_metadata,
     sha256_of,
-    sync,
 )
 from fastload.plan import SHARD_BYTES, Plan, PlannedShard, Settings
 from fastload.pool import open_pool
@@ -77,17 +77,10 @@ def convert(
         DatasetError: the output exists, is being written by another process, or cannot be written.
     """
     settings = Settings(size=size, fit=fit, seed=seed, max_pixels=max_pixels, shard_bytes=SHARD_BYTES)
-    if on_bad not in get_args(OnBad):
-        raise ConfigError(f"on_bad={printable(repr(on_bad))}: not one of {', '.join(get_args(OnBad))}.")
-    workers = workers if workers is not None else len(os.sched_getaffinity(0))
-    if workers < 1:
-        raise ConfigError(f"workers={workers}: at least one process has to decode; pass 1 or more.")
+    workers = checked_workers(on_bad, workers)
     out = Path(out) if out is not None else default_output(source)
-    if out.exists() or out.is_symlink():
-        raise DatasetError(f"{printable(out)} exists; pass another output path, or delete it first.")
-    found = source if isinstance(source, Source) else detect(source)
-    if split:
-        found = cut_splits(found, dict(split), seed)
+    refuse_existing(out)
+    found = listed(source, split, seed)
     plan = Plan(source=found, settings=settings)
     filler = Filler(plan, range(len(plan.shards)), 1 + num_writers(workers), skip_bad=on_bad == "skip")
     # The pool first: its processes would hold the lock on the output for as long as they live.
@@ -97,6 +90,28 @@ def convert(
             digests = convert_shards(filler, partial, pool, advance)
         finish(plan, partial, out, digests)
     return out
+
+
+def checked_workers(on_bad: str, workers: int | None) -> int:
+    """Return how many workers to decode with, one per available core where None; refuse what cannot be right."""
+    if on_bad not in get_args(OnBad):
+        raise ConfigError(f"on_bad={printable(repr(on_bad))}: not one of {', '.join(get_args(OnBad))}.")
+    workers = workers if workers is not None else len(os.sched_getaffinity(0))
+    if workers < 1:
+        raise ConfigError(f"workers={workers}: at least one process has to decode; pass 1 or more.")
+    return workers
+
+
+def refuse_existing(out: Path) -> None:
+    """Raise DatasetError where `out` is taken: before a long listing, not after it."""
+    if out.exists() or out.is_symlink():
+        raise DatasetError(f"{printable(out)} exists; pass another output path, or delete it first.")
+
+
+def listed(source: str | Path | Source, split: Mapping[str, float] | None, seed: int) -> Source:
+    """Return the samples of a source, with the splits that were asked for."""
+    found = source if isinstance(source, Source) else detect(source)
+    return cut_splits(found, dict(split), seed) if split else found
 
 
 def finish(plan: Plan, partial: Path, out: Path, digests: Mapping[str, str] | None = None) -> None:
@@ -139,7 +154,7 @@ def finish(plan: Plan, partial: Path, out: Path, digests: Mapping[str, str] | No
         _write_table(partial / BAD_NAME, ["path", "reason"], ((s["path"], s["reason"]) for s in skipped))
     num_train = sum(shard.rows for shard in splits.get("train", ()))
     manifest = _manifest(plan, {name: tuple(shards) for name, shards in splits.items()}, moments, num_train, skipped)
-    _write_text(partial / MANIFEST_NAME, manifest.to_json())
+    write_text(partial / MANIFEST_NAME, manifest.to_json())
     try:
         partial.rename(out)
     except OSError as e:
@@ -228,13 +243,6 @@ def _write_table(file: Path, head: list[str], rows: Iterator[tuple[object, ...]]
         table.writerow(head)
         table.writerows(rows)
     sync(file)
-
-
-def _write_text(file: Path, text: str) -> None:
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    sync(temporary)
-    temporary.replace(file)
 
 
 @contextmanager

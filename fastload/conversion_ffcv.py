@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fastload import __version__
-from fastload.conversion import progress_bar
+from fastload.conversion import OnBad, checked_workers, listed, progress_bar
 from fastload.decode import MAX_PIXELS, decode_whole
 from fastload.errors import ConfigError, DatasetError, DecodeError, printable
 from fastload.formats.ffcv import Mode, write_beton
 from fastload.records import Record, Source
-from fastload.sources import cut_splits, detect
 
 
 def convert_to_ffcv(
@@ -27,7 +25,7 @@ def convert_to_ffcv(
     quality: int = 90,
     max_resolution: int | None = None,
     split: Mapping[str, float] | None = None,
-    on_bad: str = "stop",
+    on_bad: OnBad = "stop",
     max_pixels: int = MAX_PIXELS,
     seed: int = 0,
     workers: int | None = None,
@@ -55,8 +53,8 @@ def convert_to_ffcv(
         SourceError, DecodeError, DatasetError: as `fastload.convert`.
     """
     out = Path(out)
-    found = source if isinstance(source, Source) else detect(source)
-    found = cut_splits(found, dict(split), seed) if split else found
+    workers = checked_workers(on_bad, workers)
+    found = listed(source, split, seed)
     if found.num_channels != 3:
         raise ConfigError(f"{printable(found.name)} holds grey images, which ffcv cannot store; use --format resident.")
     try:
@@ -80,7 +78,7 @@ def convert_to_ffcv(
             with progress_bar(name, len(records), progress) as advance:
                 write_beton(
                     out / f"{name}.beton", len(records), sample, classes=found.classes, mode=mode, quality=quality,
-                    max_resolution=max_resolution, workers=workers or len(os.sched_getaffinity(0)), info=info,
+                    max_resolution=max_resolution, workers=workers, info=info,
                     advance=advance,
                 )  # fmt: skip
     finally:

@@ -293,6 +293,9 @@ def test_betons_of_a_folder(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DecodeError, match=r"train/bee/001\.jpg"):
         convert_to_ffcv(folder, tmp_path / "stopped")
     assert not (tmp_path / "stopped").exists()
+    for options in ({"workers": 0}, {"on_bad": "ignore"}):
+        with pytest.raises(ConfigError):
+            convert_to_ffcv(folder, tmp_path / "stopped", **options)  # type: ignore[arg-type]
     out = convert_to_ffcv(folder, tmp_path / "out", on_bad="skip", max_resolution=30)
     train, valid = open_beton(out / "train.beton"), open_beton(out / "valid.beton")
     assert (len(train), len(valid)) == (12, 7)

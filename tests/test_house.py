@@ -12,7 +12,7 @@ import fastload
 from tests.conftest import ROOT
 
 FLOORS = {
-    0: ["records", "errors", "shares", "devices"],
+    0: ["records", "errors", "files", "shares", "devices"],
     1: ["decode", "placement", "pool", "stores", "sheet", "sources", "formats", "augment", "profiling"],
     2: ["conversion", "conversion_ffcv", "filling", "plan", "loader"],
     3: ["train", "checkpoint"],

@@ -26,8 +26,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fastload.errors import ConfigError, DatasetError, printable
+from fastload.files import sync
 from fastload.formats.beton import check_beton
-from fastload.formats.resident import sha256_of, sync
+from fastload.formats.resident import sha256_of
 from fastload.records import stable_rank
 
 FORMAT = "fastload-beton"

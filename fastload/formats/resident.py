@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from fastload.errors import DatasetError, printable
+from fastload.files import sync
 from fastload.records import SPLITS
 
 FORMAT = "fastload-resident"
@@ -320,15 +321,6 @@ def _head(image: npt.NDArray[np.uint8], label: npt.NDArray[np.int64], metadata: 
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text) + label.nbytes) % _ALIGNMENT)
     return len(text).to_bytes(8, "little") + text + label.tobytes()
-
-
-def sync(path: Path) -> None:
-    """Flush a file or directory to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_shard_metadata(file: Path) -> dict[str, Any] | None:

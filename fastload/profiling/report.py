@@ -17,6 +17,7 @@ import torch
 
 from fastload import __version__
 from fastload.devices import meminfo_bytes
+from fastload.files import write_text
 
 PACKAGES = ("torch", "torchvision", "accelerate", "timm", "numpy", "pillow", "safetensors", "ffcv")
 
@@ -59,9 +60,7 @@ def command() -> str:
 def write_json(file: Path, content: dict[str, Any]) -> None:
     """Write a result whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(file)
+    write_text(file, json.dumps(content, indent=1) + "\n")
 
 
 def rounded(value: float | None, digits: int = 4) -> float | None:

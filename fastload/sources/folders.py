@@ -8,7 +8,6 @@ from fastload.errors import SourceError, printable
 from fastload.records import Record, Source
 from fastload.sources.labels import in_order
 from fastload.sources.scan import IMAGE_SUFFIXES, files_in, folders_in, has_image_suffix, walk
-from fastload.sources.splits import cut_splits as cut_splits  # its place was here; importers may still say so
 from fastload.sources.splits import split_folders
 
 
