@@ -70,7 +70,7 @@ def measure(data: Path, options: Options) -> dict[str, Any]:
     folder, dataset = find_pair(data)
     device = parse_device(options.device)
     # As conversion is advised: an eighth of room for the crop to move in.
-    store = options.size * 8 // 7 if dataset is None else fastload.open_dataset(dataset).image_shape[0]
+    store = options.size * 8 // 7 if dataset is None else fastload.open_dataset(dataset).sample_shape[0]
     if store < options.size:
         raise ConfigError(
             f"{printable(data)} stores {store} pixels, less than --size {options.size}; pass --size {store} or less."

@@ -1,11 +1,11 @@
-"""The command line: fastload convert | info | verify | show | doctor."""
+"""The command line: fastload convert | merge | info | verify | show | doctor."""
 
 from __future__ import annotations
 
 import functools
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -61,7 +61,8 @@ def convert(
             metavar="SRC",
             help="A folder with one folder per class, or with split folders (train, valid, test and their usual other "
             "names) that hold them; a folder with labels in the file names (3_102.jpg) or in text files beside the "
-            "images; a list (.csv, .tsv, .txt); tars (shards/{000..099}.tar); .parquet; torchvision:NAME; hf:NAME.",
+            "images; a list (.csv, .tsv, .txt); tars (shards/{000..099}.tar); .parquet; torchvision:NAME; hf:NAME; "
+            "a table (.csv, .csv.gz, .tsv) with --target.",
             show_default=False,
         ),
     ],
@@ -120,6 +121,38 @@ def convert(
     allow_outside: Annotated[
         bool, typer.Option("--allow-outside", help="Take paths of a list that lead out of its root.")
     ] = False,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="The source is a table, and this column is to be predicted: a name, a number from 1, or -1 for the "
+            "last. Several are predicted together by regression.",
+            show_default=False,
+        ),
+    ] = None,
+    regression: Annotated[
+        bool | None,
+        typer.Option(
+            "--regression/--classes",
+            help="Of a table: whether the target is an amount or a class; whole numbers of at most 20 values and "
+            "texts are classes where not given.",
+            show_default=False,
+        ),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Write only the I-th of N shares, on this machine; `fastload merge` ends it when all are done.",
+            show_default=False,
+        ),
+    ] = None,
+    dask: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="Let the workers of this Dask scheduler write the shards.", show_default=False
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what was found and would be done, and stop.")] = False,
     seed: Annotated[int, typer.Option(help="Of the cut, and of the one shuffle of train.")] = 0,
     workers: Annotated[
@@ -132,14 +165,31 @@ def convert(
     give the same bytes. A run that was stopped goes on where it was when the same command is given again.
     """
     from fastload import conversion, sources
-    from fastload.formats.resident import read_manifest
+    from fastload.conversion_tables import convert_table
+    from fastload.output import Output
     from fastload.plan import Plan, Settings
 
     shares = dict(_parse_share(s) for s in split or [])
+    is_table = bool(target) or regression is not None or source.lower().endswith(".gz")
+    if is_table:
+        images_only = {
+            "--format": format != "resident", "--layout": layout, "--path-column": path_column, "--root": root,
+            "--label-column": label_column, "--class-names": class_names, "--download": download,
+            "--allow-outside": allow_outside, "--task": task, "--dask": dask,
+        }  # fmt: skip
+        for flag in (flag for flag, given in images_only.items() if given):
+            raise ConfigError(f"{flag} means nothing to a table ({printable(source)}); leave it out.")
     settings = Settings(size=size, fit=fit, seed=seed, max_pixels=max_pixels)
-    target = out if out is not None else conversion.default_output(source)
+    path = out if out is not None else conversion.default_output(source)
     if format == "resident" and not dry_run:
-        conversion.refuse_existing(target)
+        Output(path).refuse_existing()
+    if is_table:
+        table = sources.read_table(source, target=target, regression=regression, split=shares, seed=seed)
+        if dry_run:
+            print("\n".join([*sources.describe_table(table), f"would write: {printable(path)}"]))
+        else:
+            _say_written(convert_table(table, path, seed=seed))
+        return
     with Console(stderr=True).status("listing the samples"):
         found = sources.detect(
             source, layout=layout, path_column=path_column, label_column=label_column, class_names=class_names,
@@ -147,25 +197,47 @@ def convert(
         )  # fmt: skip
     if dry_run:
         cut = conversion.listed(found, shares, seed)
-        print("\n".join([*sources.describe(cut), _would_write(target, Plan(source=cut, settings=settings))]))
+        print("\n".join([*sources.describe(cut), _would_write(path, Plan(source=cut, settings=settings))]))
         return
     if format == "ffcv":
         from fastload.conversion_ffcv import convert_to_ffcv
 
+        for flag in (flag for flag, given in {"--task": task, "--dask": dask}.items() if given):
+            raise ConfigError(f"{flag} means nothing to --format ffcv, which writes in one go; leave it out.")
         path = convert_to_ffcv(
-            found, target if out is not None else target.with_suffix(".ffcv"), mode=mode, quality=quality,
+            found, path if out is not None else path.with_suffix(".ffcv"), mode=mode, quality=quality,
             max_resolution=max_resolution, split=shares, on_bad=on_bad, max_pixels=max_pixels, seed=seed,
             workers=workers, progress=True,
         )  # fmt: skip
         print(f"wrote {printable(path)}: {', '.join(f.name for f in sorted(path.glob('*.beton')))}")
         return
-    path = conversion.convert(
-        found, target, size=size, fit=fit, split=shares, on_bad=on_bad, max_pixels=max_pixels, seed=seed,
-        workers=workers, progress=True,
+    written = conversion.convert(
+        found, path, size=size, fit=fit, split=shares, on_bad=on_bad, max_pixels=max_pixels, seed=seed,
+        workers=workers, task=task, dask=dask, progress=True,
     )  # fmt: skip
+    if task is not None:
+        print(f"task {task} is done: {printable(written)}; when all are: fastload merge {printable(path)}")
+    else:
+        _say_written(written)
+
+
+@app.command()
+def merge(
+    dataset: Annotated[Path, typer.Argument(help="What the tasks were to write: NAME.fastload.", show_default=False)],
+) -> None:
+    """Close a dataset whose tasks (convert --task I/N) are all done."""
+    from fastload import conversion
+
+    _say_written(conversion.merge(dataset, progress=True))
+
+
+def _say_written(path: Path) -> None:
+    from fastload.formats.resident import read_manifest
+
     manifest = read_manifest(path)
     counts = ", ".join(f"{manifest.count(s):,} {s}" for s in manifest.splits)
-    print(f"wrote {printable(path)}: {counts}; {len(manifest.classes)} classes, {size}x{size}")
+    kinds = f"{len(manifest.classes)} classes" if manifest.classes else "targets to regress on"
+    print(f"wrote {printable(path)}: {counts}; {kinds}, {manifest.sample}")
     if manifest.skipped:
         print(f"left out {len(manifest.skipped):,} bad images: see {printable(path)}/bad.csv", file=sys.stderr)
 
@@ -175,7 +247,7 @@ def _would_write(target: Path, plan: Plan) -> str:
 
     num_bytes = sum(len(shard.records) for shard in plan.shards) * math.prod(plan.image_shape)
     shape = "x".join(str(n) for n in plan.image_shape)
-    return f"would write: {printable(target)}, {len(plan.shards)} shards of {shape} uint8, {gib(num_bytes)}"
+    return f"would write: {printable(target)}, {_shards(len(plan.shards))} of {shape} uint8, {gib(num_bytes)}"
 
 
 @app.command()
@@ -199,13 +271,18 @@ def info(dataset: DatasetPath) -> None:
     for split in manifest.splits:
         opened = open_dataset(dataset, split)
         placement = choose("auto", opened.num_bytes, describe(opened), device)
-        row(split, f"{len(opened):,} images in {len(opened.shards)} shards, {gib(opened.num_bytes)}")
+        kind = "rows" if manifest.is_table else "images"
+        row(split, f"{len(opened):,} {kind} in {_shards(len(opened.shards))}, {gib(opened.num_bytes)}")
         row("", f"here: {placement.kind}, since {placement.reason}")
-    row("image", f"{'x'.join(str(n) for n in manifest.image_shape)} uint8")
-    names = list(manifest.display_names)
-    row("classes", f"{len(names)}: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}")
-    row("mean", ", ".join(f"{m:.4f}" for m in manifest.mean))
-    row("std", ", ".join(f"{s:.4f}" for s in manifest.std))
+    row(manifest.sample.name, manifest.sample)
+    if manifest.table is not None:
+        row("", _short(manifest.table["feature_names"]))
+        row("target", _short(manifest.table["target_names"]))
+    if manifest.classes:
+        row("classes", f"{len(manifest.classes)}: {_short(manifest.display_names)}")
+    for name, values in (("mean", manifest.mean), ("std", manifest.std)):
+        if values:
+            row(name, ", ".join(f"{v:.4f}" for v in values))
     row("settings", ", ".join(f"{k} {v}" for k, v in manifest.settings.items()))
     if manifest.skipped:
         row("left out", f"{len(manifest.skipped):,} bad images, listed in bad.csv")
@@ -264,10 +341,12 @@ def show(
     from fastload.sheet import contact_sheet
 
     opened = open_dataset(dataset, split)
+    if opened.is_table:
+        raise ConfigError(f"{printable(dataset)} is a table, which has no pictures; see it with: fastload info")
     ids = torch.randperm(len(opened), generator=torch.Generator().manual_seed(seed))[:9]
     images = torch.stack([opened[int(i)][0] for i in ids])
     if augment:
-        side = opened.image_shape[0]
+        side = opened.sample_shape[0]
         pipeline = Augment([v2.RandomResizedCrop(side, scale=(0.35, 1)), v2.RandomHorizontalFlip()], dtype=torch.uint8)
         images = pipeline(images, ids=ids, seed=seed).permute(0, 2, 3, 1)
     shown = (*opened.manifest.display_names, "unlabelled")  # of label -1
@@ -318,6 +397,14 @@ def _root(
     ] = False,
 ) -> None:
     pass
+
+
+def _shards(count: int) -> str:
+    return f"{count:,} shard{'' if count == 1 else 's'}"
+
+
+def _short(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
 
 
 def _parse_share(text: str) -> tuple[str, float]:

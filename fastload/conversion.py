@@ -1,15 +1,13 @@
-"""source -> plan -> decode pool -> shards -> manifest.
-
-Everything is written to `OUT.partial/`, which is renamed when it is whole: a run that was killed leaves no
-dataset, and the same command again goes on with the shards that already stand there.
-"""
+"""source -> plan -> decode pool -> shards -> manifest."""
 
 from __future__ import annotations
 
 import csv
-import fcntl
+import io
+import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -21,18 +19,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fastload import __version__
 from fastload.decode import MAX_PIXELS, Fit
 from fastload.errors import ConfigError, DatasetError, SourceError, printable
-from fastload.files import sync, write_text
+from fastload.files import write_text, write_whole
 from fastload.filling import Filler, convert_shards, finished_shard, num_writers
 from fastload.formats.resident import (
     BAD_NAME,
     MANIFEST_NAME,
     SAMPLES_NAME,
+    Field,
     Manifest,
     Shard,
     read_shard_metadata,
     sha256_of,
 )
-from fastload.plan import SHARD_BYTES, Plan, PlannedShard, Settings
+from fastload.output import Output
+from fastload.plan import PLAN_NAME, SHARD_BYTES, Plan, PlannedShard, Settings, read_plan
 from fastload.pool import open_pool
 from fastload.records import Record, Source
 from fastload.sources import cut_splits, detect
@@ -51,9 +51,12 @@ def convert(
     max_pixels: int = MAX_PIXELS,
     seed: int = 0,
     workers: int | None = None,
+    target: str | Sequence[str] | None = None,
+    task: str | None = None,
+    dask: str | None = None,
     progress: bool = False,
 ) -> Path:
-    """Turn images with labels into a resident dataset.
+    """Turn images with labels, or a table, into a resident dataset.
 
     Args:
         source: class folders, a list, or anything else that `fastload.sources.detect` knows; or what it returned.
@@ -65,10 +68,15 @@ def convert(
         max_pixels: images of more count as bad.
         seed: of the cut and of the one permutation of `train`.
         workers: processes that decode; without it one per available core.
+        target: the source is a table, and this is the column to predict, by name or number, or several: see
+            `fastload.sources.read_table`. Of the other options, `split` and `seed` go for tables.
+        task: `3/64` writes the third of 64 shares of the shards, on any machine that sees `out`; `merge`
+            closes a dataset whose tasks are all done.
+        dask: address of a Dask scheduler, whose workers write the shards; they must see source and `out`.
         progress: show a progress bar on standard error.
 
     Returns:
-        Path of the dataset.
+        Path of the dataset; of a task, the folder where its shards stand.
 
     Raises:
         ConfigError: an option cannot be right.
@@ -76,20 +84,88 @@ def convert(
         DecodeError: a file is no whole image; finished shards are kept for the next try.
         DatasetError: the output exists, is being written by another process, or cannot be written.
     """
+    if target is not None or str(source).lower().endswith(".gz"):  # only a table is ever packed
+        from fastload.conversion_tables import LAST, convert_table
+
+        if task or dask:
+            raise ConfigError("a table is converted in one go; leave task and dask out.")
+        return convert_table(source, out, target=target or LAST, split=split, seed=seed)
     settings = Settings(size=size, fit=fit, seed=seed, max_pixels=max_pixels, shard_bytes=SHARD_BYTES)
     workers = checked_workers(on_bad, workers)
-    out = Path(out) if out is not None else default_output(source)
-    refuse_existing(out)
+    share = _share(task)
+    if task and dask:
+        raise ConfigError("a task runs here and dask elsewhere; pass one of them.")
+    output = Output(Path(out) if out is not None else default_output(source))
+    output.refuse_existing()
     found = listed(source, split, seed)
     plan = Plan(source=found, settings=settings)
-    filler = Filler(plan, range(len(plan.shards)), 1 + num_writers(workers), skip_bad=on_bad == "skip")
+    numbers = range(len(plan.shards))[share]
+    total = sum(len(plan.shards[n].records) for n in numbers)
+    if dask is not None:
+        from fastload.conversion_dask import convert_shards_on
+
+        with output.held() as folder, progress_bar("convert", total, progress) as advance:
+            _refuse_other_plan(folder, plan)
+            digests = convert_shards_on(dask, plan, folder.absolute(), on_bad == "skip", advance)
+            finish(plan, output, digests)
+        return output.path
+    filler = Filler(plan, numbers, 1 + num_writers(workers), skip_bad=on_bad == "skip")
     # The pool first: its processes would hold the lock on the output for as long as they live.
-    with open_pool(filler, filler.path, workers) as pool, _partial(out) as partial:
-        _refuse_other_plan(partial, plan)
-        with progress_bar("convert", len(found.records), progress) as advance:
-            digests = convert_shards(filler, partial, pool, advance)
-        finish(plan, partial, out, digests)
-    return out
+    with open_pool(filler, filler.path, workers) as pool, output.held(shared=task is not None) as folder:
+        _refuse_other_plan(folder, plan)
+        if task is not None and not (folder / PLAN_NAME).exists():
+            write_whole(folder / PLAN_NAME, (text.encode() for text in plan.to_json()))
+        with progress_bar("convert", total, progress) as advance:
+            digests = convert_shards(filler, folder, pool, advance)
+        if task is not None:
+            return folder
+        finish(plan, output, digests)
+    return output.path
+
+
+def merge(out: str | Path, *, progress: bool = False) -> Path:
+    """Close a dataset whose tasks (`convert(..., task="3/64")`) are all done.
+
+    Args:
+        out: the dataset that the tasks were to write.
+        progress: show a progress bar on standard error.
+
+    Returns:
+        Path of the dataset.
+
+    Raises:
+        DatasetError: no tasks have run, one is running or missing, or `out` exists.
+        SourceError: every image was bad.
+    """
+    output = Output(Path(str(out).removesuffix(".partial")))
+    output.refuse_existing()
+    if not output.folder.is_dir():
+        raise DatasetError(
+            f"{printable(output.folder)}: no such folder; run `fastload convert ... {printable(output.path)} "
+            "--task 1/N` first."
+        )
+    with output.held() as folder:
+        plan = read_plan(folder / PLAN_NAME)
+        missing = [n for n in range(len(plan.shards)) if finished_shard(plan, n, folder) is None]
+        if missing:
+            num_shards, first = len(plan.shards), missing[0]
+            raise DatasetError(
+                f"{printable(folder)}: {len(missing):,} of {num_shards:,} shards are missing (first: "
+                f"{plan.shards[first].file}, which --task {first + 1}/{num_shards} writes); run their tasks again."
+            )
+        with progress_bar("merge", len(plan.source.records), progress) as advance:
+            finish(plan, output, advance=advance)
+    return output.path
+
+
+def _share(task: str | None) -> slice:
+    """Return which shards a task writes: of `3/64`, the third and every 64th after it."""
+    if task is None:
+        return slice(None)
+    index, _, count = task.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise ConfigError(f"task {printable(task)}: write it as I/N with I from 1 to N, e.g. --task 3/64.")
+    return slice(int(index) - 1, None, int(count))
 
 
 def checked_workers(on_bad: str, workers: int | None) -> int:
@@ -102,26 +178,25 @@ def checked_workers(on_bad: str, workers: int | None) -> int:
     return workers
 
 
-def refuse_existing(out: Path) -> None:
-    """Raise DatasetError where `out` is taken: before a long listing, not after it."""
-    if out.exists() or out.is_symlink():
-        raise DatasetError(f"{printable(out)} exists; pass another output path, or delete it first.")
-
-
 def listed(source: str | Path | Source, split: Mapping[str, float] | None, seed: int) -> Source:
     """Return the samples of a source, with the splits that were asked for."""
     found = source if isinstance(source, Source) else detect(source)
     return cut_splits(found, dict(split), seed) if split else found
 
 
-def finish(plan: Plan, partial: Path, out: Path, digests: Mapping[str, str] | None = None) -> None:
-    """Write the tables and the manifest of a folder in which every shard stands, and give it its name.
+def finish(
+    plan: Plan,
+    output: Output,
+    digests: Mapping[str, str] | None = None,
+    advance: Callable[[int], object] = lambda _: None,
+) -> None:
+    """Close a dataset of which every shard stands in `output.folder`, which this process holds.
 
     Args:
         plan: what was converted.
-        partial: where its shards are.
-        out: the name of the dataset.
+        output: where to.
         digests: SHA-256 (hex) of the files that this process has written; the others are read for it.
+        advance: called with the number of samples that are done.
 
     Raises:
         DatasetError: a shard is missing or belongs to another plan, or the name is taken.
@@ -131,35 +206,39 @@ def finish(plan: Plan, partial: Path, out: Path, digests: Mapping[str, str] | No
     moments = np.zeros((2, plan.image_shape[2]), object)
     samples: list[tuple[PlannedShard, list[Record]]] = []
     skipped: list[dict[str, str]] = []
-    for number, shard in enumerate(plan.shards):
-        file = partial / shard.file
-        metadata = finished_shard(plan, number, partial)
-        if metadata is None:
-            raise DatasetError(f"{printable(file)} is missing or unfinished; run the same command again.")
-        if shard.split == "train":
-            moments += np.array([metadata["sum"], metadata["square"]], object)
-        bad = {entry["path"] for entry in metadata["skipped"]}
-        samples.append((shard, [r for r in shard.records if r.path not in bad]))
-        skipped += metadata["skipped"]
-        digest = (digests or {}).get(shard.file) or sha256_of(file)
-        entry = Shard(file=shard.file, rows=len(samples[-1][1]), bytes=file.stat().st_size, sha256=digest)
-        splits.setdefault(shard.split, []).append(entry)
+    files = [output.folder / shard.file for shard in plan.shards]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:  # hashing lets go of the GIL
+        sha256s = threads.map(lambda file: (digests or {}).get(file.name) or sha256_of(file), files)
+        for number, (shard, file) in enumerate(zip(plan.shards, files, strict=True)):
+            metadata = finished_shard(plan, number, output.folder)
+            if metadata is None:
+                raise DatasetError(f"{printable(file)} is missing or unfinished; run the same command again.")
+            if shard.split == "train":
+                moments += np.array([metadata["sum"], metadata["square"]], object)
+            bad = {entry["path"] for entry in metadata["skipped"]}
+            samples.append((shard, [r for r in shard.records if r.path not in bad]))
+            skipped += metadata["skipped"]
+            entry = Shard(file=shard.file, rows=len(samples[-1][1]), bytes=file.stat().st_size, sha256=next(sha256s))
+            splits.setdefault(shard.split, []).append(entry)
+            advance(len(shard.records))
     if not any(kept for _, kept in samples):
         first = f"{printable(skipped[0]['path'])}: {printable(skipped[0]['reason'])}"
         raise SourceError(f"none of the {len(skipped):,} images could be read (first: {first}).")
-    _write_table(partial / SAMPLES_NAME, ["split", "shard", "row", "label", "path"], (
-        (r.split, shard.file, row, r.label, r.path) for shard, kept in samples for row, r in enumerate(kept)
-    ))  # fmt: skip
-    if skipped:
-        _write_table(partial / BAD_NAME, ["path", "reason"], ((s["path"], s["reason"]) for s in skipped))
     num_train = sum(shard.rows for shard in splits.get("train", ()))
     manifest = _manifest(plan, {name: tuple(shards) for name, shards in splits.items()}, moments, num_train, skipped)
-    write_text(partial / MANIFEST_NAME, manifest.to_json())
-    try:
-        partial.rename(out)
-    except OSError as e:
-        raise DatasetError(f"{printable(out)} cannot be written ({e.strerror}); pass another output path.") from e
-    sync(out.parent)
+    rows = ((r.split, s.file, row, r.label, r.path) for s, kept in samples for row, r in enumerate(kept))
+    close(output, manifest, rows)
+
+
+def close(output: Output, manifest: Manifest, samples: Iterable[tuple[object, ...]]) -> None:
+    """Write `samples.csv` (of split, shard, row, label, path), `bad.csv` and the manifest, and name the dataset."""
+    folder = output.folder
+    _write_table(folder / SAMPLES_NAME, ("split", "shard", "row", "label", "path"), samples)
+    if manifest.skipped:
+        _write_table(folder / BAD_NAME, ("path", "reason"), ((s["path"], s["reason"]) for s in manifest.skipped))
+    (folder / PLAN_NAME).unlink(missing_ok=True)
+    write_text(folder / MANIFEST_NAME, manifest.to_json())
+    output.publish()
 
 
 def _manifest(
@@ -170,7 +249,7 @@ def _manifest(
     mean = [int(total) / num_pixels / 255 for total in moments[0]]
     square = [int(total) / num_pixels / 255**2 for total in moments[1]]
     return Manifest(
-        image_shape=plan.image_shape,
+        sample=Field(name="image", shape=plan.image_shape, dtype="uint8"),
         classes=source.classes,
         display_names=source.display_names,
         splits=splits,
@@ -197,52 +276,34 @@ def default_output(source: str | Path | Source) -> Path:
     return named.with_name(named.name + ".fastload")
 
 
-@contextmanager
-def _partial(out: Path) -> Iterator[Path]:
-    """Hold `OUT.partial` for this process alone; leave it behind only where it has something to resume."""
-    partial = out.with_name(out.name + ".partial")
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(partial, os.O_RDONLY)
-    except OSError as e:
-        raise DatasetError(
-            f"{printable(partial)} cannot be made ({e.strerror}); pass an output path that can be written."
-        ) from e
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DatasetError(
-                f"{printable(partial)} is being written by another process; wait for it, or pass another output path."
-            ) from None
-        try:
-            yield partial
-        finally:
-            if partial.exists():
-                for leftover in partial.glob(".*.tmp"):
-                    leftover.unlink()
-                if not any(partial.iterdir()):
-                    partial.rmdir()
-    finally:
-        os.close(descriptor)
-
-
-def _refuse_other_plan(partial: Path, plan: Plan) -> None:
-    for file in sorted(partial.glob("*.safetensors")):
+def _refuse_other_plan(folder: Path, plan: Plan) -> None:
+    for file in sorted(folder.glob("*.safetensors")):
         metadata = read_shard_metadata(file)
         if metadata is not None and metadata.get("plan") != plan.digest:
             raise DatasetError(
-                f"{printable(partial)} holds an unfinished conversion with another source or other options; "
+                f"{printable(folder)} holds an unfinished conversion with another source or other options; "
                 "finish it with its own command, or delete it."
             )
 
 
-def _write_table(file: Path, head: list[str], rows: Iterator[tuple[object, ...]]) -> None:
-    with file.open("w", encoding="utf-8", errors="surrogateescape", newline="") as opened:
-        table = csv.writer(opened, lineterminator="\n")
-        table.writerow(head)
-        table.writerows(rows)
-    sync(file)
+def _write_table(file: Path, head: Sequence[str], rows: Iterable[tuple[object, ...]]) -> None:
+    def lines() -> Iterator[bytes]:
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        for row in itertools.chain([head], rows):
+            table.writerow(row)
+            if text.tell() >= 1 << 20:
+                yield _taken(text)
+        yield _taken(text)
+
+    write_whole(file, lines())
+
+
+def _taken(text: io.StringIO) -> bytes:
+    data = text.getvalue().encode("utf-8", "surrogateescape")
+    text.seek(0)
+    text.truncate()
+    return data
 
 
 @contextmanager

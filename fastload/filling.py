@@ -100,7 +100,7 @@ class Filler:
         metadata: dict[str, Any] = {"plan": self.plan.digest, "skipped": skipped}
         metadata |= {"sum": [int(n) for n in total[0]], "square": [int(n) for n in total[1]]}
         label = np.array([shard.records[row].label for row in good], np.int64)
-        return write_shard(folder / shard.file, image[: len(good)], label, metadata)
+        return write_shard(folder / shard.file, {"label": label, "image": image[: len(good)]}, metadata)
 
 
 def finished_shard(plan: Plan, number: int, folder: Path) -> dict[str, Any] | None:

@@ -30,16 +30,17 @@ STATE_VERSION = 1
 
 
 class Loader:
-    """Batches of augmented images on the device, and their labels.
+    """Batches of augmented images on the device, and their labels; or of the rows of a table.
 
     `for images, labels in loader`: images [B, C, S, T] as `augment` makes them, labels int64 [B], both
-    on `device` and owned by the caller. Each pass is an epoch with its own order and draws; all ranks
+    on `device` and owned by the caller. Of a table, features float32 [B, D] as they are stored, and labels
+    int64 [B] or float32 [B, T]. Each pass is an epoch with its own order and draws; all ranks
     together see each sample at most once (`drop_last`) or exactly once.
 
     Args:
         dataset: one split, from `open_dataset`.
         batch_size: samples per rank and step.
-        augment: an Augment; without one, float32 images in 0..1 of the stored size.
+        augment: an Augment, of images only; without one, float32 images in 0..1 of the stored size.
         device: where batches are wanted; Accelerate's, else cuda, else mps, else cpu.
         placement: the memory that serves them: `gpu`, `host`, `mapped`, or `auto`: the fastest that fits.
         shuffle: a new order every epoch, keyed on (seed, epoch), of the samples that have a label.
@@ -85,8 +86,9 @@ class Loader:
         here = current_rank() if rank is None or world_size is None else Rank(rank=rank, world_size=world_size)
         self.rank = here.rank
         # Unlabelled samples are there for prediction: in a fixed order they come along, to train on they do not.
-        labelled = torch.nonzero(dataset.labels != UNLABELLED).flatten()
-        self._ids = labelled if shuffle and len(labelled) < len(dataset) else None
+        self._ids: torch.Tensor | None = None
+        if shuffle and not dataset.is_regression and bool((dataset.labels == UNLABELLED).any()):
+            self._ids = torch.nonzero(dataset.labels != UNLABELLED).flatten()
         num_samples = len(dataset) if self._ids is None else len(self._ids)
         self.shares = Shares(
             num_samples=num_samples, batch_size=batch_size, world_size=here.world_size,
@@ -103,7 +105,9 @@ class Loader:
         if not 0 <= seed < 2**63:
             raise ConfigError(f"seed={seed}: seeds lie between 0 and 2**63 - 1.")
         self.dataset = dataset
-        self.augment = augment if augment is not None else Augment()
+        if dataset.is_table and augment is not None:
+            raise ConfigError(f"{printable(dataset.path)} is a table, and augment is for images; leave it out.")
+        self.augment = augment if augment is not None or dataset.is_table else Augment()
         self.device = parse_device(device)
         self.shuffle = shuffle
         self.seed = seed
@@ -203,19 +207,19 @@ class Loader:
         return order if self._ids is None else self._ids[order]
 
     def _fetch(self, order: torch.Tensor, step: int) -> _Fetched:
-        """Gather the stored images and labels of one step, and begin their copy to the device."""
+        """Gather the stored samples and labels of one step, and begin their copy to the device."""
         start, stop, num_padding = self.shares.rows(step, self.rank)
         # Padding repeats the order's first sample: real data of the right shape, and never counted.
         ids = torch.cat([order[start:stop], order[:1].expand(num_padding)])
-        images = self._store.gather(ids)
+        samples = self._store.gather(ids)
         labels = self._labels[ids.to(self._labels.device, non_blocking=True)]
         copied = None
-        if images.device != self.device:
+        if samples.device != self.device:
             with torch.cuda.stream(self._copies) if self._copies is not None else nullcontext():
-                images = images.to(self.device, non_blocking=True)
+                samples = samples.to(self.device, non_blocking=True)
                 labels = labels.to(self.device, non_blocking=True)
             copied = self._copies.record_event() if self._copies is not None else None
-        return _Fetched(ids=ids, num_valid=stop - start, images=images, labels=labels, copied=copied)
+        return _Fetched(ids=ids, num_valid=stop - start, samples=samples, labels=labels, copied=copied)
 
     def _finish(self, fetched: _Fetched, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Augment what was fetched, on the stream that uses it."""
@@ -225,9 +229,11 @@ class Loader:
             stream = torch.cuda.current_stream(self.device)
             stream.wait_event(fetched.copied)
             # The memory belongs to the copying stream: without this it would be given away while still in use.
-            fetched.images.record_stream(stream)
+            fetched.samples.record_stream(stream)
             fetched.labels.record_stream(stream)
-        return self.augment(fetched.images, ids=fetched.ids, epoch=epoch, seed=self.seed), fetched.labels
+        if self.augment is None:
+            return fetched.samples, fetched.labels
+        return self.augment(fetched.samples, ids=fetched.ids, epoch=epoch, seed=self.seed), fetched.labels
 
     @contextmanager
     def _registered(self) -> Iterator[None]:
@@ -247,18 +253,18 @@ class Loader:
 
 @dataclass(frozen=True, kw_only=True)
 class _Fetched:
-    """Stored images and labels of one step, on the device or on their way there."""
+    """Stored samples and labels of one step, on the device or on their way there."""
 
     ids: torch.Tensor
     num_valid: int
-    images: torch.Tensor
+    samples: torch.Tensor
     labels: torch.Tensor
     copied: torch.cuda.Event | None
 
 
 def describe(dataset: Dataset) -> str:
     """Return a split's size in words, e.g. `3,887 x 128x128x3 uint8`."""
-    return f"{len(dataset):,} x {'x'.join(str(n) for n in dataset.image_shape)} uint8"
+    return f"{len(dataset):,} x {dataset.manifest.sample}"
 
 
 @contextmanager

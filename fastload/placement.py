@@ -74,7 +74,10 @@ def choose(kind: str, num_bytes: int, what: str, device: torch.device) -> Placem
 
 def gib(num_bytes: int) -> str:
     """Return a number of bytes as people read it."""
-    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.1f} {unit}"
+    return f"{num_bytes / 2**10:.1f} KiB"
 
 
 def _free_gpu_bytes(device: torch.device) -> int | None:

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 from fastload.decode import MAX_PIXELS, Fit, check_size_and_fit
-from fastload.errors import ConfigError
+from fastload.errors import ConfigError, DatasetError, printable
 from fastload.formats.resident import VERSION
 from fastload.records import Record, Source, stable_rank
 
+PLAN_NAME = "plan.json"
 # Large enough to read at the disk's speed, small enough that a killed run repeats little.
 SHARD_BYTES = 256 << 20
 
@@ -93,3 +97,45 @@ class Plan:
         s = self.settings
         parts = (VERSION, self.source.digest(), s.size, s.fit, s.seed, s.max_pixels, self.rows_per_shard)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def to_json(self) -> Iterator[str]:
+        """Yield the text of `plan.json`, all that `from_json` needs; for millions of records, so in pieces."""
+        source = self.source
+        head = {
+            "version": VERSION, "digest": self.digest, "settings": asdict(self.settings),
+            "source": {
+                "name": source.name, "layout": source.layout, "classes": source.classes,
+                "display_names": source.display_names, "num_channels": source.num_channels,
+            },
+        }  # fmt: skip
+        yield json.dumps(head)[:-1] + ', "records": [\n'
+        for number, r in enumerate(source.records):
+            yield f"{',' if number else ''}{json.dumps([r.split, r.label, r.path])}\n"
+        yield "]}\n"
+
+
+def read_plan(file: Path) -> Plan:
+    """Return the plan in `file`, whose source knows its records and can read none of them.
+
+    Raises:
+        DatasetError: there is none, or it is damaged.
+    """
+    shown = printable(file)
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        about = content["source"]
+        source = Source(
+            root=file.parent, layout=about["layout"], classes=tuple(about["classes"]), name=about["name"],
+            records=tuple(Record(split=s, label=label, path=p) for s, label, p in content["records"]),
+            display_names=tuple(about["display_names"]), num_channels=about["num_channels"],
+        )  # fmt: skip
+        plan = Plan(source=source, settings=Settings(**content["settings"]))
+    except FileNotFoundError:
+        raise DatasetError(
+            f"{shown} does not exist: no tasks have run there; run `fastload convert ... --task 1/N` first."
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as e:
+        raise DatasetError(f"{shown} cannot be read ({printable(e)}); delete it and run a task again.") from e
+    if plan.digest != content["digest"]:
+        raise DatasetError(f"{shown} was changed, or written by another version; delete it and run a task again.")
+    return plan

@@ -324,7 +324,7 @@ class Trainer:
             "precision": self.accelerator.mixed_precision,
             "data": {
                 "name": train.dataset.manifest.source.get("name"), "digest": train.dataset.digest,
-                "image": list(train.dataset.image_shape), "train": len(train.dataset),
+                "image": list(train.dataset.sample_shape), "train": len(train.dataset),
                 "placement": train.placement.kind,
             },
             "seconds": rounded(result.seconds, 1), "data_wait": rounded(result.data_wait), "verdict": result.verdict,

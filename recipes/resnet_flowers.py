@@ -58,7 +58,7 @@ def main(
     if not dataset.exists():
         raise DatasetError(NO_DATASET.format(dataset=dataset))
     train, valid = fastload.open_dataset(dataset, "train"), fastload.open_dataset(dataset, "valid")
-    augment, plain = transforms(stored=train.image_shape[0], size=size)
+    augment, plain = transforms(stored=train.sample_shape[0], size=size)
     train_loader = fastload.Loader(train, batch_size, augment=augment, placement=placement, seed=seed, progress=True)
     valid_loader = fastload.Loader(valid, batch_size, augment=plain, placement=placement, shuffle=False)
 

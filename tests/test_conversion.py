@@ -2,6 +2,7 @@ import csv
 import gzip
 import json
 import os
+import resource
 import stat
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from fastload import Loader, conversion, convert, open_dataset
 from fastload.conversion_ffcv import convert_to_ffcv
 from fastload.errors import ConfigError, DatasetError, DecodeError, SourceError
 from fastload.formats.ffcv import open_beton
+from fastload.output import Output
 from fastload.sources import detect
 from tests.conftest import SHARED, convert_small, launch, write_folder, write_image
 
@@ -178,13 +180,34 @@ def test_killed_at_any_moment_it_is_finished_by_the_same_command(folder: Path, t
     assert max(outcome["finished"] for outcome in outcomes[:-1]) >= 4
 
 
+def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    """No file may grow beyond half of what the second shard needs, as the kernel has it: a real error, not a mock."""
+    root = tmp_path / "set"
+    for split, count in (("train", 2), ("valid", 7)):
+        for number in range(count):
+            write_image(root / split / "bee" / f"{number}.jpg", number)
+    expected = contents(convert(root, tmp_path / "expected", size=64))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4 * 64 * 64 * 3, limits[1]))
+    try:
+        with pytest.raises(DatasetError, match=r"valid-00000.*make room.*same command"):
+            convert(root, tmp_path / "out", size=64)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {f.name for f in (tmp_path / "out.partial").iterdir()} == {"train-00000.safetensors"}
+    kept = (tmp_path / "out.partial" / "train-00000.safetensors").stat().st_mtime_ns
+    out = convert(root, tmp_path / "out", size=64)
+    assert contents(out) == expected
+    assert (out / "train-00000.safetensors").stat().st_mtime_ns == kept
+
+
 @pytest.mark.processes
 def test_a_second_converter_is_told_who_holds_the_output(folder: Path, tmp_path: Path) -> None:
-    with conversion._partial(tmp_path / "out"):
+    with Output(tmp_path / "out").held():
         done = subprocess.run(
             [sys.executable, "-c", RUN, str(folder), str(tmp_path / "out")], capture_output=True, text=True, check=False
         )
-    assert "another process" in done.stderr
+    assert f"is being written by process {os.getpid()} on " in done.stderr
 
 
 def test_the_manifest_says_where_it_comes_from_and_nothing_of_this_machine(dataset: Path) -> None:
@@ -280,7 +303,7 @@ def test_grey_images_have_one_channel(tmp_path: Path) -> None:
             (raw / f"{split}-{kind}-ubyte").write_bytes(data)
     out = convert(detect("torchvision:MNIST", root=tmp_path), tmp_path / "mnist.fastload", size=28)
     opened = open_dataset(out, "test")
-    assert opened.image_shape == (28, 28, 1)
+    assert opened.sample_shape == (28, 28, 1)
     assert len(opened) == 10_000
     images, labels = next(iter(Loader(opened, 64, shuffle=False)))
     assert images.shape == (64, 1, 28, 28)

@@ -13,8 +13,8 @@ from tests.conftest import ROOT
 
 FLOORS = {
     0: ["records", "errors", "files", "shares", "devices"],
-    1: ["decode", "placement", "pool", "stores", "sheet", "sources", "formats", "augment", "profiling"],
-    2: ["conversion", "conversion_ffcv", "filling", "plan", "loader"],
+    1: ["decode", "placement", "output", "pool", "stores", "sheet", "sources", "formats", "augment", "profiling"],
+    2: ["conversion", "conversion_dask", "conversion_ffcv", "conversion_tables", "filling", "plan", "loader"],
     3: ["train", "checkpoint"],
     4: ["cli", "doctor"],
 }
@@ -22,7 +22,9 @@ FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 # One room in several files.
 SAME_FLOOR = {
     ("train", "checkpoint"), ("cli", "doctor"), ("conversion", "filling"), ("conversion", "plan"), ("filling", "plan"),
-    ("conversion_ffcv", "conversion"),
+    ("conversion_ffcv", "conversion"), ("conversion_tables", "conversion"), ("conversion_tables", "plan"),
+    ("conversion", "conversion_tables"), ("conversion", "conversion_dask"), ("conversion_dask", "filling"),
+    ("conversion_dask", "plan"),
 }  # fmt: skip
 
 
@@ -93,10 +95,12 @@ def test_the_commands_and_their_flags_are_these() -> None:
     # fmt: off
     assert flags(app) == {
         "convert": [
-            "--allow-outside", "--class-names", "--download", "--dry-run", "--fit", "--format", "--label-column",
-            "--layout", "--max-pixels", "--max-resolution", "--mode", "--on-bad", "--path-column", "--quality",
-            "--root", "--seed", "--size", "--split", "--workers", "out", "source",
+            "--allow-outside", "--class-names", "--dask", "--download", "--dry-run", "--fit", "--format",
+            "--label-column", "--layout", "--max-pixels", "--max-resolution", "--mode", "--on-bad", "--path-column",
+            "--quality", "--regression", "--root", "--seed", "--size", "--split", "--target", "--task", "--workers",
+            "out", "source",
         ],
+        "merge": ["dataset"],
         "info": ["dataset"],
         "verify": ["dataset"],
         "show": ["--augment", "--out", "--seed", "--split", "dataset"],

@@ -55,7 +55,8 @@ def test_opening_reads_no_pixels(tmp_path: Path) -> None:
         opened.truncate(8 + len(header) + rows * 3080)
     shard = {"file": file.name, "rows": rows, "bytes": file.stat().st_size, "sha256": ""}
     content = {
-        "format": "fastload-resident", "version": 1, "fields": {"image": {"shape": [32, 32, 3]}},
+        "format": "fastload-resident", "version": 1,
+        "fields": {"image": {"shape": [32, 32, 3], "dtype": "uint8"}, "label": {"shape": [], "dtype": "int64"}},
         "classes": ["a"], "display_names": ["a"], "splits": {"train": {"count": rows, "shards": [shard]}},
         "mean": [0, 0, 0], "std": [1, 1, 1], "settings": {}, "source": {}, "skipped": [], "fastload": "0",
     }  # fmt: skip
@@ -135,6 +136,17 @@ def test_a_flipped_bit_in_any_shard_is_found_and_named(copied: Path) -> None:
         file.write_bytes(whole)
 
 
+def test_checksums_are_checked_on_request_when_opening(copied: Path) -> None:
+    file = copied / "train-00001.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert len(open_dataset(copied)) == 13
+    assert len(open_dataset(copied, "valid", verify=True)) == 7
+    with pytest.raises(DatasetError, match=r"train-00001\.safetensors: its bytes"):
+        open_dataset(copied, verify=True)
+
+
 def test_swapped_shards_are_found(copied: Path) -> None:
     a, b = copied / "train-00000.safetensors", copied / "train-00001.safetensors"
     first, second = a.read_bytes(), b.read_bytes()
@@ -145,5 +157,5 @@ def test_swapped_shards_are_found(copied: Path) -> None:
 
 def test_a_shard_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="make room"):
-        write_shard(tmp_path / "none" / "a.safetensors", np.zeros((1, 2, 2, 3), np.uint8), np.zeros(1, np.int64), {})
+        write_shard(tmp_path / "none" / "a.safetensors", {"label": np.zeros(1, np.int64)}, {})
     assert list(tmp_path.iterdir()) == []

@@ -1,17 +1,15 @@
 """The resident format, version 1: a directory of safetensors shards and a manifest.
 
 `NAME.fastload/` holds `manifest.json`, `samples.csv` and `SPLIT-00000.safetensors ...`. A shard has the
-tensors `image` uint8 [n, H, W, C] and `label` int64 [n]. The manifest is written last: a directory
-without it is no dataset.
+tensors `image` uint8 [n, H, W, C], or of a table `features` float32 [n, D], and `label` int64 [n], or
+float32 [n, T] for regression. The manifest is written last: a directory without it is no dataset.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from fastload.errors import DatasetError, printable
-from fastload.files import sync
+from fastload.files import Part, write_whole
 from fastload.records import SPLITS
 
 FORMAT = "fastload-resident"
@@ -35,6 +33,31 @@ BAD_NAME = "bad.csv"
 # Images begin at a multiple of it in the file: a page, so that mapped shards share no page with the header.
 _ALIGNMENT = 4096
 _BLOCK_BYTES = 1 << 20
+
+
+# What may stand in a shard: the name in the manifest -> in safetensors, in torch.
+_DTYPES = {"uint8": ("U8", torch.uint8), "int64": ("I64", torch.int64), "float32": ("F32", torch.float32)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Field:
+    """A tensor of every shard: `image` or `features`, and `label`.
+
+    Attributes:
+        name: of the tensor.
+        shape: of one sample: (H, W, C), (D,), (T,) or ().
+        dtype: `uint8`, `int64` or `float32`.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{'x'.join(str(n) for n in self.shape)} {self.dtype}"
+
+
+CLASS_LABEL = Field(name="label", shape=(), dtype="int64")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,18 +75,22 @@ class Manifest:
     """What `manifest.json` says.
 
     Attributes:
-        image_shape: (H, W, C) of every image, uint8.
-        classes: class names, index = label.
+        sample: what a sample is: the field `image`, uint8 (H, W, C), or `features`, float32 (D,).
+        label: int64 () class numbers, or float32 (T,) for regression.
+        classes: class names, index = label; none for regression.
         display_names: what people should read for each class.
         splits: shards of each split, in order.
-        mean, std: per channel over `train`, in 0..1 units.
+        mean, std: per channel over `train`, in 0..1 units; of images only.
         settings: size, fit, interpolation and seed of the conversion.
         source: name, layout and digest of what was converted.
         skipped: samples that were left out, with reasons.
         fastload: the version that wrote it.
+        table: of a table only: `feature_names`, `target_names`, and under `columns` how each column was
+            turned into features.
     """
 
-    image_shape: tuple[int, int, int]
+    sample: Field
+    label: Field = CLASS_LABEL
     classes: tuple[str, ...]
     display_names: tuple[str, ...]
     splits: dict[str, tuple[Shard, ...]]
@@ -73,6 +100,12 @@ class Manifest:
     source: dict[str, Any]
     skipped: tuple[dict[str, str], ...]
     fastload: str
+    table: dict[str, Any] | None = None
+
+    @property
+    def is_table(self) -> bool:
+        """Whether the samples are rows of a table, not images."""
+        return self.table is not None
 
     def count(self, split: str) -> int:
         """Return the number of samples in `split`."""
@@ -83,10 +116,7 @@ class Manifest:
         content = {
             "format": FORMAT,
             "version": VERSION,
-            "fields": {
-                "image": {"shape": list(self.image_shape), "dtype": "uint8"},
-                "label": {"shape": [], "dtype": "int64"},
-            },
+            "fields": {f.name: {"shape": list(f.shape), "dtype": f.dtype} for f in (self.sample, self.label)},
             "classes": list(self.classes),
             "display_names": list(self.display_names),
             "splits": {
@@ -100,6 +130,8 @@ class Manifest:
             "skipped": list(self.skipped),
             "fastload": self.fastload,
         }
+        if self.table is not None:
+            content["table"] = self.table
         return json.dumps(content, indent=1, sort_keys=False) + "\n"
 
 
@@ -141,9 +173,15 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _checked(content: dict[str, Any]) -> Manifest:
-    height, width, channels = (int(n) for n in content["fields"]["image"]["shape"])
-    if min(height, width, channels) < 1:
-        raise ValueError(f"image shape {[height, width, channels]}")
+    table = content.get("table")
+    sample = _field(content, "features" if table is not None else "image", 1 if table is not None else 3)
+    label = _field(content, "label", None)
+    if table is not None:
+        named = {"features": sample.shape, "target": label.shape or (1,)}
+        for what, shape in named.items():
+            names = table["feature_names" if what == "features" else "target_names"]
+            if not isinstance(names, list) or len(names) != shape[0]:
+                raise ValueError(f"{what}: {len(names)} names of {shape[0]}")
     splits: dict[str, tuple[Shard, ...]] = {}
     for split, entry in content["splits"].items():
         if split not in SPLITS:
@@ -157,7 +195,8 @@ def _checked(content: dict[str, Any]) -> Manifest:
             raise ValueError(f"the shards of {split} do not add up to its count")
         splits[split] = shards
     return Manifest(
-        image_shape=(height, width, channels),
+        sample=sample,
+        label=label,
         classes=tuple(str(c) for c in content["classes"]),
         display_names=tuple(str(c) for c in content["display_names"]),
         splits=splits,
@@ -167,19 +206,31 @@ def _checked(content: dict[str, Any]) -> Manifest:
         source=dict(content["source"]),
         skipped=tuple(content["skipped"]),
         fastload=str(content["fastload"]),
+        table=dict(table) if table is not None else None,
     )
 
 
-class Dataset(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
+def _field(content: dict[str, Any], name: str, num_axes: int | None) -> Field:
+    entry = content["fields"][name]
+    shape, dtype = tuple(int(n) for n in entry["shape"]), str(entry["dtype"])
+    expected = {"image": ("uint8",), "features": ("float32",), "label": ("float32",) if shape else ("int64",)}[name]
+    if min(shape, default=1) < 1 or len(shape) not in ((0, 1) if num_axes is None else (num_axes,)):
+        raise ValueError(f"{name} shape {list(shape)}")
+    if dtype not in expected:
+        raise ValueError(f"{name} dtype {dtype}")
+    return Field(name=name, shape=shape, dtype=dtype)
+
+
+class Dataset(torch.utils.data.Dataset[tuple[torch.Tensor, int | torch.Tensor]]):
     """One split of a resident dataset, mapped into memory; `open_dataset` makes it.
 
     Attributes:
         path: the dataset's directory.
         split: `train`, `valid` or `test`.
         manifest: everything the dataset says of itself.
-        shards: one uint8 tensor [n, H, W, C] per shard, backed by the file: reading one row touches
-            only that row's pages.
-        labels: int64 [N], in memory; -1 where a sample is unlabelled.
+        shards: one tensor per shard, uint8 [n, H, W, C] or float32 [n, D], backed by the file: reading one
+            row touches only that row's pages.
+        labels: int64 [N], in memory, -1 where a sample is unlabelled; or float32 [N, T] for regression.
     """
 
     def __init__(self, path: Path, manifest: Manifest, split: str) -> None:
@@ -192,11 +243,16 @@ class Dataset(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
         self.shards: list[torch.Tensor] = []
         labels = []
         for shard in manifest.splits[split]:
-            image, label = _open_shard(path, shard, manifest.image_shape)
-            self.shards.append(image)
+            sample, label = _open_shard(path, shard, manifest)
+            self.shards.append(sample)
             labels.append(label)
-        self.labels = torch.cat(labels) if labels else torch.empty(0, dtype=torch.int64)
-        if len(self.labels) and not -1 <= int(self.labels.min()) <= int(self.labels.max()) < len(manifest.classes):
+        empty = torch.empty((0, *manifest.label.shape), dtype=_DTYPES[manifest.label.dtype][1])
+        self.labels = torch.cat([empty, *labels])
+        if (
+            len(self.labels)
+            and not self.is_regression
+            and not -1 <= int(self.labels.min()) <= int(self.labels.max()) < len(manifest.classes)
+        ):
             raise DatasetError(
                 f"{printable(path)}: {split} has labels outside its {len(manifest.classes)} classes; convert it again."
             )
@@ -205,13 +261,17 @@ class Dataset(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        """Return (uint8 [H, W, C], label). The image is a view of the file's pages: clone it to write."""
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int | torch.Tensor]:
+        """Return (uint8 [H, W, C] or float32 [D], label). A sample is a view of the file's pages: clone it to write.
+
+        The label is a class number, or float32 [T] for regression.
+        """
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         index %= len(self)
         shard = int(np.searchsorted(self._first_rows, index, side="right")) - 1
-        return self.shards[shard][index - int(self._first_rows[shard])], int(self.labels[index])
+        label = self.labels[index] if self.is_regression else int(self.labels[index])
+        return self.shards[shard][index - int(self._first_rows[shard])], label
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -219,9 +279,19 @@ class Dataset(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
         return self.manifest.classes
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of every image."""
-        return self.manifest.image_shape
+    def sample_shape(self) -> tuple[int, ...]:
+        """(H, W, C) of every image, or (D,) of every row of a table."""
+        return self.manifest.sample.shape
+
+    @property
+    def is_table(self) -> bool:
+        """Whether the samples are rows of a table, not images."""
+        return self.manifest.is_table
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether the labels are amounts, float32 [N, T], not classes."""
+        return self.manifest.label.dtype == "float32"
 
     @property
     def mean(self) -> tuple[float, ...]:
@@ -235,8 +305,8 @@ class Dataset(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all images of this split."""
-        return sum(shard.numel() for shard in self.shards)
+        """Bytes of all samples of this split."""
+        return sum(shard.nbytes for shard in self.shards)
 
     @cached_property
     def digest(self) -> str:
@@ -244,7 +314,7 @@ class Dataset(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
         return hashlib.sha256(self.manifest.to_json().encode()).hexdigest()
 
 
-def _open_shard(path: Path, shard: Shard, shape: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+def _open_shard(path: Path, shard: Shard, manifest: Manifest) -> tuple[torch.Tensor, torch.Tensor]:
     file = path / shard.file
     name = f"{printable(path)}/{printable(shard.file)}"
     try:
@@ -252,50 +322,55 @@ def _open_shard(path: Path, shard: Shard, shape: tuple[int, int, int]) -> tuple[
         if size != shard.bytes:
             raise DatasetError(f"{name} has {size:,} bytes, not {shard.bytes:,}: it was cut or changed; convert again.")
         with safe_open(file, framework="pt") as opened:
-            image, label = opened.get_tensor("image"), opened.get_tensor("label")
+            tensors = [opened.get_tensor(field.name) for field in (manifest.sample, manifest.label)]
     except FileNotFoundError:
         raise DatasetError(f"{name} is missing; convert again, or copy the whole directory.") from None
     except (OSError, SafetensorError) as e:
         raise DatasetError(f"{name} cannot be read ({printable(e)}); convert again.") from e
-    if image.dtype != torch.uint8 or tuple(image.shape) != (shard.rows, *shape):
-        raise DatasetError(
-            f"{name} holds {image.dtype} {list(image.shape)}, not uint8 {[shard.rows, *shape]}; convert again."
-        )
-    if label.dtype != torch.int64 or tuple(label.shape) != (shard.rows,):
-        raise DatasetError(f"{name} holds {label.dtype} {list(label.shape)} labels, not int64 [{shard.rows}].")
-    return image, label
+    for field, tensor in zip((manifest.sample, manifest.label), tensors, strict=True):
+        wanted = (shard.rows, *field.shape)
+        if tensor.dtype != _DTYPES[field.dtype][1] or tuple(tensor.shape) != wanted:
+            raise DatasetError(
+                f"{name} holds {field.name} {tensor.dtype} {list(tensor.shape)}, not {field.dtype} {list(wanted)}; "
+                "convert again."
+            )
+    return tensors[0], tensors[1]
 
 
-def write_shard(
-    file: Path, image: npt.NDArray[np.uint8], label: npt.NDArray[np.int64], metadata: dict[str, Any]
-) -> str:
-    """Write one shard whole or not at all: a temporary file beside it, fsync, rename.
+def write_shard(file: Path, fields: dict[str, npt.NDArray[Any]], metadata: dict[str, Any]) -> str:
+    """Write one shard whole or not at all.
+
+    Args:
+        file: where to.
+        fields: `label`, then `image` or `features`, as in the module's docstring; contiguous.
+        metadata: what the shard says of itself, fit for JSON.
 
     Returns:
         SHA-256 (hex) of the file.
 
     Raises:
-        DatasetError: the disk is full or the folder cannot be written.
+        DatasetError: the disk is full, the folder cannot be written, or another process writes this shard.
     """
-    # A fixed name, so that what a killed run left is overwritten and never piles up.
-    temporary = file.with_name(f".{file.name}.tmp")
     sha = hashlib.sha256()
+
+    def blocks() -> Iterator[Part]:
+        parts: list[Part] = [_head(fields, metadata)]
+        parts += [field.reshape(-1).view(np.uint8).data for field in fields.values()]
+        for part in parts:
+            for start in range(0, len(part), _BLOCK_BYTES):
+                # A block stays in the processor's cache from the hash to the write.
+                block = part[start : start + _BLOCK_BYTES]
+                sha.update(block)
+                yield block
+
     try:
         # Through the page cache, on purpose: training reads these shards next.
-        with temporary.open("wb") as opened:
-            for part in (_head(image, label, metadata), image.reshape(-1).data):
-                for start in range(0, len(part), _BLOCK_BYTES):
-                    # A block stays in the processor's cache from the hash to the write.
-                    block = part[start : start + _BLOCK_BYTES]
-                    sha.update(block)
-                    opened.write(block)
-            opened.flush()
-            os.fsync(opened.fileno())
-        temporary.replace(file)
-        sync(file.parent)
+        write_whole(file, blocks())
+    except BlockingIOError:
+        raise DatasetError(
+            f"{printable(file)} is being written by another process; wait for it, and run the same command again."
+        ) from None
     except OSError as e:
-        with suppress(OSError):
-            temporary.unlink()
         raise DatasetError(
             f"{printable(file.name)} cannot be written ({printable(e)}); make room in {printable(file.parent)} "
             "and run the same command again: finished shards are kept."
@@ -303,24 +378,22 @@ def write_shard(
     return sha.hexdigest()
 
 
-def _head(image: npt.NDArray[np.uint8], label: npt.NDArray[np.int64], metadata: dict[str, Any]) -> bytes:
-    """Return what stands before the images in a safetensors file: header and labels, a multiple of _ALIGNMENT bytes.
+def _head(fields: dict[str, npt.NDArray[Any]], metadata: dict[str, Any]) -> bytes:
+    """Return the header of a safetensors file, so long that the last field begins at a multiple of _ALIGNMENT.
 
     By hand, since safetensors' save_file would copy the whole shard twice; it reads what this writes.
     """
-    entries = {
-        # One key: safetensors writes several in a random order, and the same shard must be the same bytes.
-        "__metadata__": {"fastload": json.dumps(metadata, sort_keys=True)},
-        "label": {"dtype": "I64", "shape": list(label.shape), "data_offsets": [0, label.nbytes]},
-        "image": {
-            "dtype": "U8",
-            "shape": list(image.shape),
-            "data_offsets": [label.nbytes, label.nbytes + image.nbytes],
-        },
-    }
+    # One key: safetensors writes several in a random order, and the same shard must be the same bytes.
+    entries: dict[str, Any] = {"__metadata__": {"fastload": json.dumps(metadata, sort_keys=True)}}
+    start = stop = 0
+    for name, field in fields.items():
+        start, stop = stop, stop + field.nbytes
+        entries[name] = {
+            "dtype": _DTYPES[field.dtype.name][0], "shape": list(field.shape), "data_offsets": [start, stop],
+        }  # fmt: skip
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text) + label.nbytes) % _ALIGNMENT)
-    return len(text).to_bytes(8, "little") + text + label.tobytes()
+    text += b" " * (-(8 + len(text) + start) % _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
 
 
 def read_shard_metadata(file: Path) -> dict[str, Any] | None:
@@ -344,12 +417,14 @@ def sha256_of(file: Path, advance: Callable[[int], object] | None = None) -> str
     return sha.hexdigest()
 
 
-def find_damage(path: Path, manifest: Manifest, advance: Callable[[int], object] | None = None) -> Iterator[str]:
-    """Yield one sentence for each shard of the dataset that is not what the manifest says."""
-    for shards in manifest.splits.values():
+def find_damage(
+    path: Path, manifest: Manifest, advance: Callable[[int], object] | None = None, *, split: str | None = None
+) -> Iterator[str]:
+    """Yield one sentence for each shard of the dataset, or of one split, that is not what the manifest says."""
+    for shards in manifest.splits.values() if split is None else (manifest.splits[split],):
         for shard in shards:
             try:
-                _open_shard(path, shard, manifest.image_shape)
+                _open_shard(path, shard, manifest)
                 if sha256_of(path / shard.file, advance) != shard.sha256:
                     yield f"{printable(path)}/{printable(shard.file)}: its bytes are not those that were written."
             except DatasetError as e:

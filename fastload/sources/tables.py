@@ -98,8 +98,8 @@ def read_table(
 
     Args:
         path: a `.csv`, `.tsv`, or one of them with `.gz`.
-        target: the column to predict, by name or by number (from 1), or several for regression; without it
-            the last column.
+        target: the column to predict, by name or by number (from 1, or -1 for the last), or several for
+            regression; without it the last column.
         regression: whether the target is an amount. Without it: whole numbers of at most 20 values and texts
             are classes.
         split: shares to cut from `train`, as `cut_splits` takes them.
@@ -201,8 +201,8 @@ def _has_header(rows: list[list[str]], targets: list[str]) -> bool:
 def _place(path: Path, names: list[str], target: str) -> int:
     if target in names:
         return names.index(target)
-    if is_whole(target) and 1 <= int(target) <= len(names):
-        return int(target) - 1
+    if is_whole(target) and 1 <= abs(int(target)) <= len(names):
+        return int(target) - (int(target) > 0)
     raise ConfigError(
         f"--target {printable(target)}: {printable(path)} has no such column; it has {printable(_short(names))}."
     )

@@ -1,0 +1,114 @@
+"""A table -> standardized features in shards -> manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastload import __version__
+from fastload.conversion import close, default_output
+from fastload.errors import ConfigError
+from fastload.formats.resident import VERSION, Field, Manifest, Shard, write_shard
+from fastload.output import Output
+from fastload.plan import SHARD_BYTES
+from fastload.records import Source, stable_rank
+from fastload.sources import Table, read_table
+
+# How the last column is called, where nobody named a target.
+LAST = ()
+
+
+def convert_table(
+    source: str | Path | Source | Table,
+    out: str | Path | None = None,
+    *,
+    target: str | Sequence[str] = LAST,
+    regression: bool | None = None,
+    split: Mapping[str, float] | None = None,
+    seed: int = 0,
+) -> Path:
+    """Turn a table into a dataset of float32 `features` [n, D] and labels.
+
+    Small enough to be converted in one go: a run that was stopped begins again.
+
+    Args:
+        source: a `.csv`, `.csv.gz`, `.tsv` or `.tsv.gz`, or what `read_table` made of one.
+        out: the dataset to write; without it `SOURCE.fastload` beside the source.
+        target, regression, split, seed: as `fastload.sources.read_table`; `seed` is also that of the one
+            permutation of `train`.
+
+    Returns:
+        Path of the dataset.
+
+    Raises:
+        ConfigError, SourceError: as `read_table`.
+        DatasetError: the output exists, is being written by another process, or cannot be written.
+    """
+    if isinstance(source, Source):
+        raise ConfigError(f"{source.name} was listed as images; pass the table's path, or leave target out.")
+    path = source.path if isinstance(source, Table) else source
+    output = Output(Path(out) if out is not None else default_output(path))
+    output.refuse_existing()
+    table = source if isinstance(source, Table) else read_table(
+        source, target=target or None, regression=regression, split=split, seed=seed
+    )  # fmt: skip
+    num_features = len(table.feature_names)
+    rows_per_shard = max(1, SHARD_BYTES // (4 * num_features))
+    metadata = {"plan": _digest(table, seed, rows_per_shard), "skipped": []}
+    splits: dict[str, tuple[Shard, ...]] = {}
+    samples: list[tuple[object, ...]] = []
+    with output.held() as folder:
+        for name in table.counts():
+            order = _order(table.rows[name], seed if name == "train" else None)
+            shards = []
+            for number, first in enumerate(range(0, len(order), rows_per_shard)):
+                which = order[first : first + rows_per_shard]
+                file = folder / f"{name}-{number:05d}.safetensors"
+                label = table.labels[name][which]
+                sha256 = write_shard(file, {"label": label, "features": table.features[name][which]}, metadata)
+                shards.append(Shard(file=file.name, rows=len(which), bytes=file.stat().st_size, sha256=sha256))
+                for row, (place, value) in enumerate(zip(which, label.tolist(), strict=True)):
+                    shown = " ".join(str(v) for v in value) if isinstance(value, list) else value
+                    samples.append((name, file.name, row, shown, f"{table.path.name}/{table.rows[name][place]}"))
+            splits[name] = tuple(shards)
+        close(output, _manifest(table, splits, seed), samples)
+    return output.path
+
+
+def _manifest(table: Table, splits: dict[str, tuple[Shard, ...]], seed: int) -> Manifest:
+    label = next(iter(table.labels.values()))
+    return Manifest(
+        sample=Field(name="features", shape=(len(table.feature_names),), dtype="float32"),
+        label=Field(name="label", shape=label.shape[1:], dtype=label.dtype.name),
+        classes=table.classes,
+        display_names=table.classes,
+        splits=splits,
+        mean=(),
+        std=(),
+        settings={"seed": seed},
+        source={"name": table.path.name, "layout": "table", "digest": table.digest()},
+        skipped=(),
+        fastload=__version__,
+        table={
+            "feature_names": list(table.feature_names), "target_names": list(table.target_names),
+            "columns": table.columns,
+        },
+    )  # fmt: skip
+
+
+def _order(rows: npt.NDArray[np.int64], seed: int | None) -> npt.NDArray[np.int64]:
+    """Return the places of a split's rows in the order they are stored in; `train` is permuted."""
+    if seed is None:
+        return np.arange(len(rows))
+    return np.array(sorted(range(len(rows)), key=lambda i: stable_rank(seed, str(rows[i]))), np.int64)
+
+
+def _digest(table: Table, seed: int, rows_per_shard: int) -> str:
+    parts: list[Any] = [VERSION, "table", table.digest(), seed, rows_per_shard]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

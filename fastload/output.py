@@ -1,0 +1,118 @@
+"""Where a conversion writes: `OUT.partial/`, which is renamed to `OUT` when it is whole.
+
+A run that was killed leaves no dataset, and the same command again goes on with the shards that already
+stand there. One process holds the folder alone, or the tasks of one conversion hold it together.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from fastload.errors import DatasetError, printable
+from fastload.files import is_same_file, lock, sync
+
+LOCK_NAME = ".lock"
+_HOLDER_BYTES = 200
+
+
+class Output:
+    """The place of a dataset that is being written.
+
+    Args:
+        path: what the dataset will be called.
+
+    Attributes:
+        path: the same.
+        folder: where its files are written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.folder = path.with_name(path.name + ".partial")
+
+    def refuse_existing(self) -> None:
+        """Raise DatasetError where the name is taken: before a long listing, not after it."""
+        if self.path.exists() or self.path.is_symlink():
+            raise DatasetError(f"{printable(self.path)} exists; pass another output path, or delete it first.")
+
+    @contextmanager
+    def held(self, *, shared: bool = False) -> Iterator[Path]:
+        """Hold `folder`, alone or together with others; leave it behind only where it has something to resume.
+
+        Raises:
+            DatasetError: another process holds it, or it cannot be made.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            descriptor = self._lock(shared)
+        except BlockingIOError as e:
+            raise DatasetError(
+                f"{printable(self.folder)} is being written by {printable(e.args[1])}; "
+                "wait for it, or pass another output path."
+            ) from None
+        except OSError as e:
+            raise DatasetError(
+                f"{printable(self.folder)} cannot be made ({e.strerror}); pass an output path that can be written."
+            ) from e
+        try:
+            yield self.folder
+        finally:
+            try:
+                self._tidy(descriptor, shared)
+            finally:
+                os.close(descriptor)
+
+    def publish(self) -> None:
+        """Give the folder, which this process holds alone and in which everything stands, its name."""
+        try:
+            # Whoever waits at the door now finds a folder that is gone, or makes an empty one.
+            (self.folder / LOCK_NAME).unlink(missing_ok=True)
+            self.folder.rename(self.path)
+        except OSError as e:
+            raise DatasetError(
+                f"{printable(self.path)} cannot be written ({e.strerror}); pass another output path."
+            ) from e
+        sync(self.path.parent)
+
+    def _lock(self, shared: bool) -> int:
+        """Return the open lock file; BlockingIOError carries who holds it."""
+        # A file, not the folder itself: NFS locks only what is open for writing.
+        file = self.folder / LOCK_NAME
+        while True:
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                lock(descriptor, shared=shared)
+                if is_same_file(descriptor, file):  # else its last holder has taken it away meanwhile
+                    holder = f"process {os.getpid()} on {socket.gethostname()}".encode()[:_HOLDER_BYTES]
+                    os.ftruncate(descriptor, 0)
+                    os.pwrite(descriptor, holder, 0)
+                    return descriptor
+            except BlockingIOError as e:
+                holder = os.pread(descriptor, _HOLDER_BYTES, 0)
+                os.close(descriptor)
+                raise BlockingIOError(e.errno, holder.decode("utf-8", "replace") or "another process") from None
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+            self.folder.mkdir(parents=True, exist_ok=True)
+
+    def _tidy(self, descriptor: int, shared: bool) -> None:
+        # Published, or another process's by now.
+        if not is_same_file(descriptor, self.folder / LOCK_NAME):
+            return
+        if shared:
+            try:
+                if not lock(descriptor):  # the last of several tidies up
+                    return
+            except BlockingIOError:
+                return
+        for leftover in self.folder.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+        (self.folder / LOCK_NAME).unlink(missing_ok=True)
+        with suppress(OSError):  # not empty: there is something to resume
+            self.folder.rmdir()
