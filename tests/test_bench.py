@@ -28,8 +28,9 @@ def test_gpu_util_measures_both_ways(tmp_path: Path) -> None:
         assert row["gpu_busy"] is None
         assert row["num_steps"] >= 21
         assert 0 <= row["data_wait"] < 1
-        assert row["headspace"] == pytest.approx(1 - row["x_real"] / result["x_replay"], abs=2e-3)
-        assert row["efficiency"] == pytest.approx(row["x_real"] / min(row["x_load"], result["x_replay"]), abs=2e-3)
+        # Speeds are rounded to 0.1 images/s, and may be few of these.
+        assert row["headspace"] == pytest.approx(1 - row["x_real"] / result["x_replay"], abs=0.02)
+        assert row["efficiency"] == pytest.approx(row["x_real"] / min(row["x_load"], result["x_replay"]), abs=0.02)
     assert str(tmp_path) not in json.dumps(result)
 
 
