@@ -61,7 +61,8 @@ def convert(
             metavar="SRC",
             help="A folder with one folder per class, or with split folders (train, valid, test and their usual other "
             "names) that hold them; a folder with labels in the file names (3_102.jpg) or in text files beside the "
-            "images; a list (.csv, .tsv, .txt); tars (shards/{000..099}.tar); .parquet; torchvision:NAME; hf:NAME.",
+            "images; a list (.csv, .tsv, .txt); tars (shards/{000..099}.tar); .parquet; the URL of any of these "
+            "(s3://bucket/food11); torchvision:NAME; hf:NAME.",
             show_default=False,
         ),
     ],
@@ -106,15 +107,18 @@ def convert(
         str | None, typer.Option(help="Of a list, parquet or hf: where the labels are.", show_default=False)
     ] = None,
     class_names: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="A file with names to show: JSON from class to name, or a name per line. cat_to_name.json is found.",
+            help="A file or URL with names to show: JSON from class to name, or a name per line. "
+            "cat_to_name.json is found.",
             show_default=False,
         ),
     ] = None,
     root: Annotated[
-        Path | None,
-        typer.Option(help="What a list's paths are relative to, or torchvision's folder.", show_default=False),
+        str | None,
+        typer.Option(
+            help="What a list's paths are relative to (or a URL), or torchvision's folder.", show_default=False
+        ),
     ] = None,
     download: Annotated[bool, typer.Option("--download", help="Let torchvision or hf fetch what is missing.")] = False,
     allow_outside: Annotated[

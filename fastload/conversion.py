@@ -32,6 +32,7 @@ from fastload.formats.resident import (
     read_shard_metadata,
     sha256_of,
 )
+from fastload.places import Url, as_place
 from fastload.plan import SHARD_BYTES, Plan, PlannedShard, Settings
 from fastload.pool import open_pool
 from fastload.records import Record, Source
@@ -189,8 +190,8 @@ def default_output(source: str | Path | Source) -> Path:
     Raises:
         ConfigError: the source is no path.
     """
-    path = source.root if isinstance(source, Source) else Path(source)
-    if not path.exists() and ":" in str(path):
+    path = source.root if isinstance(source, Source) else as_place(source)
+    if isinstance(path, Url) or (not path.exists() and ":" in str(path)):
         raise ConfigError(f"{printable(path)} is no path; name the dataset to write as well, e.g. data.fastload.")
     plain = Path(os.path.normpath(path))
     named = plain if plain.name not in ("", "..") else plain.absolute().resolve()

@@ -12,7 +12,7 @@ import fastload
 from tests.conftest import ROOT
 
 FLOORS = {
-    0: ["records", "errors", "files", "shares", "devices"],
+    0: ["records", "errors", "files", "places", "shares", "devices"],
     1: ["decode", "placement", "pool", "stores", "sheet", "sources", "formats", "augment", "profiling"],
     2: ["conversion", "conversion_ffcv", "filling", "plan", "loader"],
     3: ["train", "checkpoint"],
@@ -22,7 +22,7 @@ FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 # One room in several files.
 SAME_FLOOR = {
     ("train", "checkpoint"), ("cli", "doctor"), ("conversion", "filling"), ("conversion", "plan"), ("filling", "plan"),
-    ("conversion_ffcv", "conversion"),
+    ("conversion_ffcv", "conversion"), ("records", "places"),
 }  # fmt: skip
 
 
