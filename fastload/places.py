@@ -46,6 +46,14 @@ def is_url(text: str) -> bool:
     return _URL.match(text) is not None
 
 
+def local_path(text: str) -> str | None:
+    """Return the path on this machine that `text` is, or None where it is the URL of anything but that."""
+    for start in _LOCAL:
+        if text.lower().startswith(start):
+            return text[len(start) :]
+    return None if is_url(text) else text
+
+
 def as_place(place: str | Path | Url) -> Place:
     """Return what `place` stands for: a Path, also for `file://`, or a Url.
 
@@ -62,11 +70,8 @@ def as_place(place: str | Path | Url) -> Place:
             "configuration (a file in ~/.config/fsspec, or variables like FSSPEC_S3_ENDPOINT_URL) and pass the URL."
         )
     text = str(place)
-    for start in _LOCAL:
-        if text.lower().startswith(start):
-            return Path(text[len(start) :])
-    if not is_url(text):
-        return Path(text)
+    if (local := local_path(text)) is not None:
+        return Path(local)
     base = _open_filesystem(text)[1].rstrip("/")
     return Url(origin=text, base=base, path=base)
 
@@ -326,7 +331,7 @@ def _told() -> Iterator[None]:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT)) from e
         # OSError makes itself a PermissionError, or whatever the number says.
         code = next((code for kind, code in _CODES.items() if isinstance(e, kind)), e.errno or errno.EIO)
-        raise OSError(code, _sentence(e.strerror or str(e)) or type(e).__name__) from e
+        raise OSError(code, _sentence(e.strerror or str(e)) or os.strerror(code)) from e
     except Exception as e:  # a library may raise anything
         raise OSError(errno.EIO, f"{type(e).__name__}: {_sentence(str(e))}".rstrip(": ")) from e
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fastload.errors import ConfigError, SourceError, printable
-from fastload.places import Place, as_place, each, is_url, join
+from fastload.places import Place, each, is_url, join, local_path
 from fastload.records import SPLIT_WORDS, Source
 from fastload.sources.labels import from_texts, is_whole
 from fastload.sources.scan import all_entries, has_image_suffix, is_file, unlisted
@@ -195,8 +195,8 @@ def _inside(file: Place, line: int, path: str, root: Place, allow_outside: bool)
     if is_url(path):
         if path.startswith(f"{root}/"):
             path = path.removeprefix(f"{root}/").lstrip("/") or "."
-        elif isinstance(local := as_place(path), Path):  # file://
-            path = str(local)
+        elif (local := local_path(path)) is not None:
+            path = local
         elif allow_outside:
             return path
         else:
