@@ -76,6 +76,8 @@ class Elsewhere(AsyncFileSystem):  # type: ignore[misc]
 
     async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
         self._count("cat")
+        if start is not None and start == end:
+            raise ValueError("InvalidRange")  # as stores say
         return bytes(self._memory.cat_file(f"/{self._strip_protocol(path)}", start=start, end=end))
 
     def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> MemoryFile:

@@ -451,6 +451,8 @@ def test_what_cannot_be_opened_names_the_command() -> None:
         sys.modules["fsspec.registry"]._registry.pop("https", None)
         with pytest.raises(ConfigError, match=r"needs aiohttp, which is not installed: pip install aiohttp$"):
             detect("https://host/x")
+    with pytest.raises(ConfigError, match=r"memory://t is no path; name the dataset to write"):
+        convert("memory://t")
     with pytest.raises(ConfigError, match=r"foo://x cannot be opened \(Protocol not known: foo\); check the URL"):
         detect("foo://x")
 

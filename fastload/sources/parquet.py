@@ -8,6 +8,7 @@ import tempfile
 import threading
 import weakref
 from array import array
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ class ParquetReader:
         # one go may still have a single page.)
         with (
             open(descriptor, "wb", closefd=False) as out,
-            file.open("rb") as stored,
+            _opened(file) as stored,
             parquet.ParquetFile(stored, buffer_size=1 << 20) as opened,
         ):
             for batch in opened.iter_batches(BATCH_ROWS, columns=[self.column]):
@@ -127,10 +128,15 @@ class ParquetReader:
         ParquetReader.__init__(self, *state)
 
 
+def _opened(file: Place) -> AbstractContextManager[Any]:
+    # A path arrow opens itself, without Python at each read.
+    return nullcontext(file) if isinstance(file, Path) else file.open("rb")
+
+
 def _labels_of(file: Place, label_column: str | None) -> tuple[Columns, list[Any]]:
     arrow, parquet = _arrow()
     try:
-        with file.open("rb") as stored, parquet.ParquetFile(stored) as opened:
+        with _opened(file) as stored, parquet.ParquetFile(stored) as opened:
             columns = _find_columns(file, opened.schema_arrow, label_column)
             return columns, opened.read(columns=[columns.label]).column(0).to_pylist()
     except (OSError, arrow.ArrowException) as e:
