@@ -16,6 +16,7 @@ from unittest import mock
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -267,6 +268,32 @@ def test_a_chain_of_filesystems(tmp_path: Path) -> None:
     assert (source.name, source.classes) == ("set", ("ants", "bees"))
     assert [source.read(r) for r in source.records] == [b"set/ants/1.jpg", b"set/bees/a::b.jpg"]
     assert str(join(source.root, "ants/1.jpg")) == f"zip://set/ants/1.jpg::{url}/set.zip"
+    with pytest.raises(SourceError, match="no such folder or file"):
+        detect(f"zip://nothing::{url}/set.zip", layout="class-folders")
+
+
+@pytest.mark.parametrize("root", ["memory://", "zip://::memory://set.zip"])
+def test_the_top_of_a_filesystem(tmp_path: Path, root: str) -> None:
+    files = {"ants/1.jpg": b"1", "bees/x/2.jpg": b"2"}
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for path, content in files.items():
+            archive.writestr(path, content)
+    memory = fsspec.filesystem("memory")
+    for path, content in files.items() if root == "memory://" else [("set.zip", (tmp_path / "set.zip").read_bytes())]:
+        memory.pipe_file(f"/{path}", content)
+    assert content_of(detect(root)) == {(b"1", "train", "ants"), (b"2", "train", "bees")}
+
+
+def test_a_server_that_gives_whole_files_only(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        add(tar, "1.jpg", b"1")
+        add(tar, "1.cls", b"ants")
+    source = detect(f"{to_memory(tmp_path, 't')}/x.tar")
+    with (
+        mock.patch.object(MemoryFileSystem, "cat_file", return_value=(tmp_path / "x.tar").read_bytes()),
+        pytest.raises(DecodeError, match=r"x\.tar/1\.jpg: cannot be read \(the server gives whole files only"),
+    ):
+        source.read(source.records[0])
 
 
 # Nothing out of data leads out.
