@@ -93,7 +93,7 @@ def _ratios(medians: dict[str, float], workers: int) -> dict[str, float]:
 def _peers(images: Path, out: Path, size: int, workers: int) -> dict[str, Callable[[], int]]:
     """Return what to run, each of which returns how many images it did."""
     source = detect(images)
-    files = [source.root / record.path for record in source.records]
+    files = [images / record.path for record in source.records]
     contents: dict[Path, bytes] = {}  # by the file behind the link: --repeat shall not need its memory
     for file in files:
         if (real := file.resolve()) not in contents:
@@ -248,7 +248,7 @@ def _link_times(original: Path, images: Path, repeat: int) -> tuple[int, int]:
     """Fill `images` with `repeat` links to every image; return how many, and their bytes."""
     source, num_bytes = detect(original), 0
     for record in source.records:
-        file = (source.root / record.path).resolve()
+        file = (original / record.path).resolve()
         num_bytes += file.stat().st_size * repeat
         for turn in range(repeat):
             link = images / Path(record.path).with_name(f"{turn}_{Path(record.path).name}")

@@ -86,7 +86,8 @@ def measure(data: Path, options: Options) -> dict[str, Any]:
             )
         begin, convert_seconds = time.perf_counter(), None
         if dataset is None:
-            dataset = fastload.convert(images, Path(scratch) / "bench.fastload", size=store, progress=True)
+            dataset = Path(scratch) / "bench.fastload"
+            fastload.convert(images, dataset, size=store, progress=True)
             convert_seconds = time.perf_counter() - begin
         loaders = {
             "folder": folder_loader(images, store=store, size=options.size, batch_size=options.batch_size,

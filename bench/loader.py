@@ -29,7 +29,8 @@ def measure(folder: Path, *, store: int, size: int, batch_size: int, workers: in
         )
     device = torch.device("cpu")
     with training_folder(folder, 1 << 62) as (images, count), tempfile.TemporaryDirectory() as scratch:
-        dataset = fastload.convert(images, Path(scratch) / "bench.fastload", size=store, progress=True)
+        dataset = Path(scratch) / "bench.fastload"
+        fastload.convert(images, dataset, size=store, progress=True)
         loaders: dict[str, Any] = {
             BASELINE: folder_loader(images, store=store, size=size, batch_size=batch_size, workers=workers)
         }

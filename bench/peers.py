@@ -93,7 +93,7 @@ def _link(source: Source, record: Record, root: Path, number: int) -> None:
     # Numbered names: two images of one class may have the same name in different folders.
     target = root / f"{record.label:05d}" / f"{number:08d}{Path(record.path).suffix}"
     target.parent.mkdir(parents=True, exist_ok=True)
-    file = (source.root / record.path).absolute()
+    file = Path(str(source.root), record.path).absolute()
     try:
         target.symlink_to(file)
     except OSError:

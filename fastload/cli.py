@@ -18,6 +18,7 @@ from rich.table import Table
 from fastload.errors import ConfigError, FastloadError, printable
 
 if TYPE_CHECKING:
+    from fastload.places import Place
     from fastload.plan import Plan
 
 app = typer.Typer(
@@ -29,7 +30,7 @@ app = typer.Typer(
     help="Ends dataloader-bound training: turn an image folder into a memory-resident dataset, look at it, check it.",
 )
 
-DatasetPath = Annotated[Path, typer.Argument(help="A dataset: NAME.fastload.", show_default=False)]
+DatasetPath = Annotated[str, typer.Argument(help="A dataset: NAME.fastload.", show_default=False)]
 
 
 def main() -> None:
@@ -61,14 +62,14 @@ def convert(
             metavar="SRC",
             help="A folder with one folder per class, or with split folders (train, valid, test and their usual other "
             "names) that hold them; a folder with labels in the file names (3_102.jpg) or in text files beside the "
-            "images; a list (.csv, .tsv, .txt); tars (shards/{000..099}.tar); .parquet; torchvision:NAME; hf:NAME; "
-            "a table (.csv, .csv.gz, .tsv) with --target.",
+            "images; a list (.csv, .tsv, .txt); tars (shards/{000..099}.tar); .parquet; a table (.csv, .csv.gz, .tsv) "
+            "with --target; the URL of any of these (s3://bucket/food11); torchvision:NAME; hf:NAME.",
             show_default=False,
         ),
     ],
     out: Annotated[
-        Path | None,
-        typer.Argument(help="The dataset to write; SRC.fastload where not given.", show_default=False),
+        str | None,
+        typer.Argument(help="The dataset to write, or its URL; SRC.fastload where not given.", show_default=False),
     ] = None,
     format: Annotated[
         Literal["resident", "ffcv"],
@@ -107,15 +108,18 @@ def convert(
         str | None, typer.Option(help="Of a list, parquet or hf: where the labels are.", show_default=False)
     ] = None,
     class_names: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="A file with names to show: JSON from class to name, or a name per line. cat_to_name.json is found.",
+            help="A file or URL with names to show: JSON from class to name, or a name per line. "
+            "cat_to_name.json is found.",
             show_default=False,
         ),
     ] = None,
     root: Annotated[
-        Path | None,
-        typer.Option(help="What a list's paths are relative to, or torchvision's folder.", show_default=False),
+        str | None,
+        typer.Option(
+            help="What a list's paths are relative to (or a URL), or torchvision's folder.", show_default=False
+        ),
     ] = None,
     download: Annotated[bool, typer.Option("--download", help="Let torchvision or hf fetch what is missing.")] = False,
     allow_outside: Annotated[
@@ -165,31 +169,24 @@ def convert(
     give the same bytes. A run that was stopped goes on where it was when the same command is given again.
     """
     from fastload import conversion, sources
-    from fastload.conversion_tables import convert_table
-    from fastload.output import Output
+    from fastload.places import as_place
     from fastload.plan import Plan, Settings
 
     shares = dict(_parse_share(s) for s in split or [])
-    is_table = bool(target) or regression is not None or source.lower().endswith(".gz")
-    if is_table:
-        images_only = {
-            "--format": format != "resident", "--layout": layout, "--path-column": path_column, "--root": root,
-            "--label-column": label_column, "--class-names": class_names, "--download": download,
-            "--allow-outside": allow_outside, "--task": task, "--dask": dask,
-        }  # fmt: skip
-        for flag in (flag for flag, given in images_only.items() if given):
-            raise ConfigError(f"{flag} means nothing to a table ({printable(source)}); leave it out.")
-    settings = Settings(size=size, fit=fit, seed=seed, max_pixels=max_pixels)
-    path = out if out is not None else conversion.default_output(source)
-    if format == "resident" and not dry_run:
-        Output(path).refuse_existing()
-    if is_table:
-        table = sources.read_table(source, target=target, regression=regression, split=shares, seed=seed)
-        if dry_run:
-            print("\n".join([*sources.describe_table(table), f"would write: {printable(path)}"]))
-        else:
-            _say_written(convert_table(table, path, seed=seed))
+    if target or regression is not None or source.lower().endswith(".gz"):  # only a table is ever packed
+        _refuse(
+            f"a table ({printable(source)})", format=format != "resident", layout=layout, path_column=path_column,
+            label_column=label_column, class_names=class_names, root=root, download=download,
+            allow_outside=allow_outside, task=task, dask=dask,
+        )  # fmt: skip
+        _convert_table(source, out, target, regression, shares, seed, dry_run)
         return
+    if format == "ffcv":
+        _refuse("--format ffcv, which writes in one go", task=task, dask=dask)
+    settings = Settings(size=size, fit=fit, seed=seed, max_pixels=max_pixels)
+    path = as_place(out) if out is not None else conversion.default_output(source)
+    if format == "resident" and not dry_run:
+        conversion.free_output(path)
     with Console(stderr=True).status("listing the samples"):
         found = sources.detect(
             source, layout=layout, path_column=path_column, label_column=label_column, class_names=class_names,
@@ -198,32 +195,57 @@ def convert(
     if dry_run:
         cut = conversion.listed(found, shares, seed)
         print("\n".join([*sources.describe(cut), _would_write(path, Plan(source=cut, settings=settings))]))
-        return
-    if format == "ffcv":
+    elif format == "ffcv":
         from fastload.conversion_ffcv import convert_to_ffcv
 
-        for flag in (flag for flag, given in {"--task": task, "--dask": dask}.items() if given):
-            raise ConfigError(f"{flag} means nothing to --format ffcv, which writes in one go; leave it out.")
-        path = convert_to_ffcv(
-            found, path if out is not None else path.with_suffix(".ffcv"), mode=mode, quality=quality,
-            max_resolution=max_resolution, split=shares, on_bad=on_bad, max_pixels=max_pixels, seed=seed,
-            workers=workers, progress=True,
+        folder = convert_to_ffcv(
+            found, path if out is not None else conversion.default_output(source).with_suffix(".ffcv"), mode=mode,
+            quality=quality, max_resolution=max_resolution, split=shares, on_bad=on_bad, max_pixels=max_pixels,
+            seed=seed, workers=workers, progress=True,
         )  # fmt: skip
-        print(f"wrote {printable(path)}: {', '.join(f.name for f in sorted(path.glob('*.beton')))}")
-        return
-    written = conversion.convert(
-        found, path, size=size, fit=fit, split=shares, on_bad=on_bad, max_pixels=max_pixels, seed=seed,
-        workers=workers, task=task, dask=dask, progress=True,
-    )  # fmt: skip
-    if task is not None:
-        print(f"task {task} is done: {printable(written)}; when all are: fastload merge {printable(path)}")
+        print(f"wrote {printable(folder)}: {', '.join(f.name for f in sorted(folder.glob('*.beton')))}")
     else:
-        _say_written(written)
+        written = conversion.convert(
+            found, path, size=size, fit=fit, split=shares, on_bad=on_bad, max_pixels=max_pixels, seed=seed,
+            workers=workers, task=task, dask=dask, progress=True,
+        )  # fmt: skip
+        if task is not None:
+            print(f"task {task} is done: {printable(written)}; when all are: fastload merge {printable(path)}")
+        else:
+            _say_written(written)
+
+
+def _refuse(what: str, **given: object) -> None:
+    """Raise ConfigError for the first of these options that was given: it means nothing to `what`."""
+    for name in (name for name, value in given.items() if value):
+        raise ConfigError(f"--{name.replace('_', '-')} means nothing to {what}; leave it out.")
+
+
+def _convert_table(
+    source: str,
+    out: str | None,
+    target: list[str] | None,
+    regression: bool | None,
+    shares: dict[str, float],
+    seed: int,
+    dry_run: bool,
+) -> None:
+    from fastload import conversion, sources
+    from fastload.conversion_tables import convert_table
+
+    output = conversion.free_output(out, source)
+    table = sources.read_table(source, target=target, regression=regression, split=shares, seed=seed)
+    if dry_run:
+        print("\n".join([*sources.describe_table(table), f"would write: {printable(output.path)}"]))
+    else:
+        _say_written(convert_table(table, output.path, seed=seed))
 
 
 @app.command()
 def merge(
-    dataset: Annotated[Path, typer.Argument(help="What the tasks were to write: NAME.fastload.", show_default=False)],
+    dataset: Annotated[
+        str, typer.Argument(help="What the tasks were to write: NAME.fastload, or its URL.", show_default=False)
+    ],
 ) -> None:
     """Close a dataset whose tasks (convert --task I/N) are all done."""
     from fastload import conversion
@@ -231,7 +253,7 @@ def merge(
     _say_written(conversion.merge(dataset, progress=True))
 
 
-def _say_written(path: Path) -> None:
+def _say_written(path: Place) -> None:
     from fastload.formats.resident import read_manifest
 
     manifest = read_manifest(path)
@@ -242,7 +264,7 @@ def _say_written(path: Path) -> None:
         print(f"left out {len(manifest.skipped):,} bad images: see {printable(path)}/bad.csv", file=sys.stderr)
 
 
-def _would_write(target: Path, plan: Plan) -> str:
+def _would_write(target: Place, plan: Plan) -> str:
     from fastload.placement import gib
 
     num_bytes = sum(len(shard.records) for shard in plan.shards) * math.prod(plan.image_shape)
@@ -258,8 +280,9 @@ def info(dataset: DatasetPath) -> None:
     from fastload.formats.resident import read_manifest
     from fastload.loader import describe
     from fastload.placement import choose, gib
+    from fastload.places import as_place
 
-    manifest = read_manifest(dataset)
+    manifest = read_manifest(as_place(dataset))
     table = Table(title=escape(printable(dataset)), title_justify="left", show_header=False, box=None)
     table.add_column(style="bold")
     table.add_column()
@@ -293,7 +316,9 @@ def info(dataset: DatasetPath) -> None:
 
 @app.command()
 def verify(
-    dataset: Annotated[Path, typer.Argument(help="A dataset: NAME.fastload, or NAME.beton.", show_default=False)],
+    dataset: Annotated[
+        str, typer.Argument(help="A dataset: NAME.fastload, its URL, or NAME.beton.", show_default=False)
+    ],
 ) -> None:
     """Check every byte of a dataset against the checksums that were written with it.
 
@@ -301,15 +326,17 @@ def verify(
     """
     from fastload.formats.ffcv import check_beton, find_beton_damage
     from fastload.formats.resident import find_damage, read_manifest
+    from fastload.places import as_place
 
-    if dataset.suffix == ".beton":
-        total, num_files = check_beton(dataset).num_bytes, 1
-        check = functools.partial(find_beton_damage, dataset)
+    place = as_place(dataset)
+    if isinstance(place, Path) and place.suffix == ".beton":
+        total, num_files = check_beton(place).num_bytes, 1
+        check = functools.partial(find_beton_damage, place)
     else:
-        manifest = read_manifest(dataset)
+        manifest = read_manifest(place)
         total = sum(shard.bytes for shards in manifest.splits.values() for shard in shards)
         num_files = sum(len(shards) for shards in manifest.splits.values())
-        check = functools.partial(find_damage, dataset, manifest)
+        check = functools.partial(find_damage, place, manifest)
     columns = (TextColumn("[bold]verify"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("verify", total=total)

@@ -32,6 +32,7 @@ from fastload.formats.resident import (
     sha256_of,
 )
 from fastload.output import Output
+from fastload.places import Place, Url, as_place, files_in, num_bytes_of
 from fastload.plan import PLAN_NAME, SHARD_BYTES, Plan, PlannedShard, Settings, read_plan
 from fastload.pool import open_pool
 from fastload.records import Record, Source
@@ -41,8 +42,8 @@ OnBad = Literal["stop", "skip"]
 
 
 def convert(
-    source: str | Path | Source,
-    out: str | Path | None = None,
+    source: str | Place | Source,
+    out: str | Place | None = None,
     *,
     size: int = 256,
     fit: Fit = "stretch",
@@ -55,12 +56,12 @@ def convert(
     task: str | None = None,
     dask: str | None = None,
     progress: bool = False,
-) -> Path:
+) -> Place:
     """Turn images with labels, or a table, into a resident dataset.
 
     Args:
         source: class folders, a list, or anything else that `fastload.sources.detect` knows; or what it returned.
-        out: the dataset to write; without it `SOURCE.fastload` beside the source.
+        out: the dataset to write, a path or an fsspec URL; without it `SOURCE.fastload` beside the source.
         size: side of the stored images in pixels.
         fit: `stretch` both sides, `crop` the centre square, or `pad` to a square.
         split: shares to cut from `train`, e.g. `{"valid": 0.1}`: stratified, and fixed by `seed`.
@@ -95,8 +96,7 @@ def convert(
     share = _share(task)
     if task and dask:
         raise ConfigError("a task runs here and dask elsewhere; pass one of them.")
-    output = Output(Path(out) if out is not None else default_output(source))
-    output.refuse_existing()
+    output = free_output(out, source)
     found = listed(source, split, seed)
     plan = Plan(source=found, settings=settings)
     numbers = range(len(plan.shards))[share]
@@ -106,7 +106,7 @@ def convert(
 
         with output.held() as folder, progress_bar("convert", total, progress) as advance:
             _refuse_other_plan(folder, plan)
-            digests = convert_shards_on(dask, plan, folder.absolute(), on_bad == "skip", advance)
+            digests = convert_shards_on(dask, plan, folder, on_bad == "skip", advance)
             finish(plan, output, digests)
         return output.path
     filler = Filler(plan, numbers, 1 + num_writers(workers), skip_bad=on_bad == "skip")
@@ -123,7 +123,7 @@ def convert(
     return output.path
 
 
-def merge(out: str | Path, *, progress: bool = False) -> Path:
+def merge(out: str | Place, *, progress: bool = False) -> Place:
     """Close a dataset whose tasks (`convert(..., task="3/64")`) are all done.
 
     Args:
@@ -137,8 +137,7 @@ def merge(out: str | Path, *, progress: bool = False) -> Path:
         DatasetError: no tasks have run, one is running or missing, or `out` exists.
         SourceError: every image was bad.
     """
-    output = Output(Path(str(out).removesuffix(".partial")))
-    output.refuse_existing()
+    output = free_output(str(out).removesuffix(".partial"))
     if not output.folder.is_dir():
         raise DatasetError(
             f"{printable(output.folder)}: no such folder; run `fastload convert ... {printable(output.path)} "
@@ -178,7 +177,19 @@ def checked_workers(on_bad: str, workers: int | None) -> int:
     return workers
 
 
-def listed(source: str | Path | Source, split: Mapping[str, float] | None, seed: int) -> Source:
+def free_output(out: str | Place | None, source: str | Place | Source = "") -> Output:
+    """Return where to write: to `out`, else beside `source`.
+
+    Raises:
+        ConfigError: the source is no path, and there is no `out`.
+        DatasetError: the name is taken: told before a long listing, not after it.
+    """
+    output = Output(as_place(out) if out is not None else default_output(source), MANIFEST_NAME)
+    output.refuse_existing()
+    return output
+
+
+def listed(source: str | Place | Source, split: Mapping[str, float] | None, seed: int) -> Source:
     """Return the samples of a source, with the splits that were asked for."""
     found = source if isinstance(source, Source) else detect(source)
     return cut_splits(found, dict(split), seed) if split else found
@@ -218,7 +229,7 @@ def finish(
             bad = {entry["path"] for entry in metadata["skipped"]}
             samples.append((shard, [r for r in shard.records if r.path not in bad]))
             skipped += metadata["skipped"]
-            entry = Shard(file=shard.file, rows=len(samples[-1][1]), bytes=file.stat().st_size, sha256=next(sha256s))
+            entry = Shard(file=shard.file, rows=len(samples[-1][1]), bytes=num_bytes_of(file), sha256=next(sha256s))
             splits.setdefault(shard.split, []).append(entry)
             advance(len(shard.records))
     if not any(kept for _, kept in samples):
@@ -262,23 +273,23 @@ def _manifest(
     )
 
 
-def default_output(source: str | Path | Source) -> Path:
+def default_output(source: str | Place | Source) -> Path:
     """Return SOURCE.fastload beside the source, whatever way it was written (`food11/`, `.`, `../x`).
 
     Raises:
         ConfigError: the source is no path.
     """
-    path = source.root if isinstance(source, Source) else Path(source)
-    if not path.exists() and ":" in str(path):
+    path = source.root if isinstance(source, Source) else as_place(source)
+    if isinstance(path, Url) or (not path.exists() and ":" in str(path)):
         raise ConfigError(f"{printable(path)} is no path; name the dataset to write as well, e.g. data.fastload.")
     plain = Path(os.path.normpath(path))
     named = plain if plain.name not in ("", "..") else plain.absolute().resolve()
     return named.with_name(named.name + ".fastload")
 
 
-def _refuse_other_plan(folder: Path, plan: Plan) -> None:
-    for file in sorted(folder.glob("*.safetensors")):
-        metadata = read_shard_metadata(file)
+def _refuse_other_plan(folder: Place, plan: Plan) -> None:
+    for name in files_in(folder, ".safetensors"):
+        metadata = read_shard_metadata(folder / name)
         if metadata is not None and metadata.get("plan") != plan.digest:
             raise DatasetError(
                 f"{printable(folder)} holds an unfinished conversion with another source or other options; "
@@ -286,7 +297,7 @@ def _refuse_other_plan(folder: Path, plan: Plan) -> None:
             )
 
 
-def _write_table(file: Path, head: Sequence[str], rows: Iterable[tuple[object, ...]]) -> None:
+def _write_table(file: Place, head: Sequence[str], rows: Iterable[tuple[object, ...]]) -> None:
     def lines() -> Iterator[bytes]:
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from fastload.errors import ConfigError, DatasetError, FastloadError, printable
 from fastload.filling import Filler, convert_shards
+from fastload.places import Place
 from fastload.plan import Plan
 from fastload.pool import ThreadPool
 from fastload.sources.extras import need
@@ -19,7 +19,7 @@ CONNECT_SECONDS = 10
 
 
 def convert_shards_on(
-    address: str, plan: Plan, folder: Path, skip_bad: bool, advance: Callable[[int], object]
+    address: str, plan: Plan, folder: Place, skip_bad: bool, advance: Callable[[int], object]
 ) -> dict[str, str]:
     """Do what `convert_shards` does for all shards of a plan, one task each, on the workers of a Dask cluster.
 
@@ -29,7 +29,7 @@ def convert_shards_on(
     Args:
         address: of the scheduler, e.g. `tcp://10.0.0.1:8786`.
         plan: what to convert.
-        folder: where to, absolute.
+        folder: where to.
         skip_bad: leave bad images out instead of stopping.
         advance: called with the number of samples that are done.
 
@@ -50,7 +50,7 @@ def convert_shards_on(
         raise ConfigError(
             f"--dask {printable(address)}: no scheduler answers ({printable(e)}); pass tcp://HOST:PORT as it printed."
         ) from e
-    digests: dict[str, str] = {}
+    folder, digests = folder.absolute(), dict[str, str]()
     with client:
         everywhere = client.scatter(plan, broadcast=True)
         tasks = {
@@ -79,7 +79,7 @@ def _result(task: Any, file: str) -> dict[str, str]:
     return written
 
 
-def _convert_one(plan: Plan, number: int, folder: Path, skip_bad: bool) -> dict[str, str]:
+def _convert_one(plan: Plan, number: int, folder: Place, skip_bad: bool) -> dict[str, str]:
     """Write one shard, on a worker."""
     # Dask itself runs as many tasks at a time as the worker has threads.
     torch.set_num_threads(1)

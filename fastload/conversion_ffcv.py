@@ -14,12 +14,13 @@ from fastload.conversion import OnBad, checked_workers, listed, progress_bar
 from fastload.decode import MAX_PIXELS, decode_whole
 from fastload.errors import ConfigError, DatasetError, DecodeError, printable
 from fastload.formats.ffcv import Mode, write_beton
+from fastload.places import Place, Url, as_place
 from fastload.records import Record, Source
 
 
 def convert_to_ffcv(
-    source: str | Path | Source,
-    out: str | Path,
+    source: str | Place | Source,
+    out: str | Place,
     *,
     mode: Mode = "raw",
     quality: int = 90,
@@ -52,7 +53,9 @@ def convert_to_ffcv(
         ConfigError: an option cannot be right, or ffcv is not installed.
         SourceError, DecodeError, DatasetError: as `fastload.convert`.
     """
-    out = Path(out)
+    out = as_place(out)
+    if isinstance(out, Url):
+        raise ConfigError(f"{printable(out)} is a URL, and ffcv writes local files; pass a path.")
     workers = checked_workers(on_bad, workers)
     found = listed(source, split, seed)
     if found.num_channels != 3:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fastload import __version__
-from fastload.conversion import close, default_output
+from fastload.conversion import close, free_output
 from fastload.errors import ConfigError
 from fastload.formats.resident import VERSION, Field, Manifest, Shard, write_shard
-from fastload.output import Output
+from fastload.places import Place, num_bytes_of
 from fastload.plan import SHARD_BYTES
 from fastload.records import Source, stable_rank
 from fastload.sources import Table, read_table
@@ -25,14 +24,14 @@ LAST = ()
 
 
 def convert_table(
-    source: str | Path | Source | Table,
-    out: str | Path | None = None,
+    source: str | Place | Source | Table,
+    out: str | Place | None = None,
     *,
     target: str | Sequence[str] = LAST,
     regression: bool | None = None,
     split: Mapping[str, float] | None = None,
     seed: int = 0,
-) -> Path:
+) -> Place:
     """Turn a table into a dataset of float32 `features` [n, D] and labels.
 
     Small enough to be converted in one go: a run that was stopped begins again.
@@ -53,8 +52,7 @@ def convert_table(
     if isinstance(source, Source):
         raise ConfigError(f"{source.name} was listed as images; pass the table's path, or leave target out.")
     path = source.path if isinstance(source, Table) else source
-    output = Output(Path(out) if out is not None else default_output(path))
-    output.refuse_existing()
+    output = free_output(out, path)
     table = source if isinstance(source, Table) else read_table(
         source, target=target or None, regression=regression, split=split, seed=seed
     )  # fmt: skip
@@ -72,7 +70,7 @@ def convert_table(
                 file = folder / f"{name}-{number:05d}.safetensors"
                 label = table.labels[name][which]
                 sha256 = write_shard(file, {"label": label, "features": table.features[name][which]}, metadata)
-                shards.append(Shard(file=file.name, rows=len(which), bytes=file.stat().st_size, sha256=sha256))
+                shards.append(Shard(file=file.name, rows=len(which), bytes=num_bytes_of(file), sha256=sha256))
                 for row, (place, value) in enumerate(zip(which, label.tolist(), strict=True)):
                     shown = " ".join(str(v) for v in value) if isinstance(value, list) else value
                     samples.append((name, file.name, row, shown, f"{table.path.name}/{table.rows[name][place]}"))

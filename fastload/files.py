@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from fastload.places import Place, Url
+
 Part = bytes | memoryview
 
 
@@ -21,18 +23,21 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_text(file: Path, text: str) -> None:
+def write_text(file: Place, text: str) -> None:
     """Write a text file whole or not at all; lone surrogates are the bytes of a path that is no UTF-8."""
     write_whole(file, [text.encode("utf-8", "surrogateescape")])
 
 
-def write_whole(file: Path, parts: Iterable[Part]) -> None:
-    """Write `parts` to a temporary file beside `file`, flush it, and give it its name.
+def write_whole(file: Place, parts: Iterable[Part]) -> None:
+    """Write `parts` to a temporary file beside `file`, flush it, and give it its name; at a URL, send them.
 
     Raises:
         BlockingIOError: another process is writing this file.
         OSError: the disk is full, or the folder cannot be written; nothing is left.
     """
+    if isinstance(file, Url):
+        file.write(parts)
+        return
     # A fixed name, so that what a killed run left is overwritten and never piles up.
     with _locked(file.with_name(f".{file.name}.tmp")) as (temporary, opened):
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy.typing as npt
 from fastload.decode import decode, fit_pixels
 from fastload.errors import DecodeError
 from fastload.formats.resident import read_shard_metadata, write_shard
+from fastload.places import Place
 from fastload.plan import Plan
 from fastload.pool import Pool, shared_bytes
 from fastload.records import Record, Source
@@ -82,7 +82,7 @@ class Filler:
             told["moments"] = _moments(image_HWC)
         return told.tobytes()
 
-    def write(self, number: int, folder: Path, told: bytes) -> str:
+    def write(self, number: int, folder: Place, told: bytes) -> str:
         """Write one filled shard, its bad rows left out; return SHA-256 (hex) of the file."""
         shard = self.plan.shards[number]
         rows = np.frombuffer(told, self._told)
@@ -103,13 +103,13 @@ class Filler:
         return write_shard(folder / shard.file, {"label": label, "image": image[: len(good)]}, metadata)
 
 
-def finished_shard(plan: Plan, number: int, folder: Path) -> dict[str, Any] | None:
+def finished_shard(plan: Plan, number: int, folder: Place) -> dict[str, Any] | None:
     """Return the metadata of a shard that stands there whole and belongs to this plan, else None."""
     metadata = read_shard_metadata(folder / plan.shards[number].file)
     return metadata if metadata is not None and metadata.get("plan") == plan.digest else None
 
 
-def convert_shards(filler: Filler, folder: Path, pool: Pool, advance: Callable[[int], object]) -> dict[str, str]:
+def convert_shards(filler: Filler, folder: Place, pool: Pool, advance: Callable[[int], object]) -> dict[str, str]:
     """Write the shards of `filler`, unless they already stand there whole. Idempotent.
 
     Each is written while the pool decodes the next ones.

@@ -1,7 +1,9 @@
-"""Where a conversion writes: `OUT.partial/`, which is renamed to `OUT` when it is whole.
+"""Where a conversion writes: `OUT.partial/`, which is renamed to `OUT` when it is whole; at a URL, `OUT` itself.
 
 A run that was killed leaves no dataset, and the same command again goes on with the shards that already
-stand there. One process holds the folder alone, or the tasks of one conversion hold it together.
+stand there. One process holds the folder alone, or the tasks of one conversion hold it together. A store knows
+neither renaming nor locks: there a dataset is whole when its manifest stands, which is written last, and two
+converters with the same plan write the same bytes.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from pathlib import Path
 
 from fastload.errors import DatasetError, printable
 from fastload.files import is_same_file, lock, sync
+from fastload.places import Place, Url
 
 LOCK_NAME = ".lock"
 _HOLDER_BYTES = 200
@@ -24,31 +27,40 @@ class Output:
 
     Args:
         path: what the dataset will be called.
+        whole: the file that stands in every whole dataset.
 
     Attributes:
         path: the same.
         folder: where its files are written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place, whole: str) -> None:
         self.path = path
-        self.folder = path.with_name(path.name + ".partial")
+        self.whole = whole
+        self.folder = path if isinstance(path, Url) else path.with_name(path.name + ".partial")
 
     def refuse_existing(self) -> None:
         """Raise DatasetError where the name is taken: before a long listing, not after it."""
-        if self.path.exists() or self.path.is_symlink():
+        if isinstance(self.path, Url):
+            taken = (self.path / self.whole).exists()
+        else:
+            taken = self.path.exists() or self.path.is_symlink()
+        if taken:
             raise DatasetError(f"{printable(self.path)} exists; pass another output path, or delete it first.")
 
     @contextmanager
-    def held(self, *, shared: bool = False) -> Iterator[Path]:
+    def held(self, *, shared: bool = False) -> Iterator[Place]:
         """Hold `folder`, alone or together with others; leave it behind only where it has something to resume.
 
         Raises:
             DatasetError: another process holds it, or it cannot be made.
         """
+        if isinstance(self.folder, Url):
+            yield self.folder
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            descriptor = self._lock(shared)
+            descriptor = _lock(self.folder, shared)
         except BlockingIOError as e:
             raise DatasetError(
                 f"{printable(self.folder)} is being written by {printable(e.args[1])}; "
@@ -62,12 +74,14 @@ class Output:
             yield self.folder
         finally:
             try:
-                self._tidy(descriptor, shared)
+                _tidy(self.folder, descriptor, shared)
             finally:
                 os.close(descriptor)
 
     def publish(self) -> None:
         """Give the folder, which this process holds alone and in which everything stands, its name."""
+        if isinstance(self.path, Url) or isinstance(self.folder, Url):
+            return
         try:
             # Whoever waits at the door now finds a folder that is gone, or makes an empty one.
             (self.folder / LOCK_NAME).unlink(missing_ok=True)
@@ -78,41 +92,43 @@ class Output:
             ) from e
         sync(self.path.parent)
 
-    def _lock(self, shared: bool) -> int:
-        """Return the open lock file; BlockingIOError carries who holds it."""
-        # A file, not the folder itself: NFS locks only what is open for writing.
-        file = self.folder / LOCK_NAME
-        while True:
-            descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
-            try:
-                lock(descriptor, shared=shared)
-                if is_same_file(descriptor, file):  # else its last holder has taken it away meanwhile
-                    holder = f"process {os.getpid()} on {socket.gethostname()}".encode()[:_HOLDER_BYTES]
-                    os.ftruncate(descriptor, 0)
-                    os.pwrite(descriptor, holder, 0)
-                    return descriptor
-            except BlockingIOError as e:
-                holder = os.pread(descriptor, _HOLDER_BYTES, 0)
-                os.close(descriptor)
-                raise BlockingIOError(e.errno, holder.decode("utf-8", "replace") or "another process") from None
-            except BaseException:
-                os.close(descriptor)
-                raise
-            os.close(descriptor)
-            self.folder.mkdir(parents=True, exist_ok=True)
 
-    def _tidy(self, descriptor: int, shared: bool) -> None:
-        # Published, or another process's by now.
-        if not is_same_file(descriptor, self.folder / LOCK_NAME):
-            return
-        if shared:
-            try:
-                if not lock(descriptor):  # the last of several tidies up
-                    return
-            except BlockingIOError:
+def _lock(folder: Path, shared: bool) -> int:
+    """Return the open lock file; BlockingIOError carries who holds it."""
+    # A file, not the folder itself: NFS locks only what is open for writing.
+    file = folder / LOCK_NAME
+    while True:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            lock(descriptor, shared=shared)
+            if is_same_file(descriptor, file):  # else its last holder has taken it away meanwhile
+                holder = f"process {os.getpid()} on {socket.gethostname()}".encode()[:_HOLDER_BYTES]
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, holder, 0)
+                return descriptor
+        except BlockingIOError as e:
+            holder = os.pread(descriptor, _HOLDER_BYTES, 0)
+            os.close(descriptor)
+            raise BlockingIOError(e.errno, holder.decode("utf-8", "replace") or "another process") from None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def _tidy(folder: Path, descriptor: int, shared: bool) -> None:
+    # Published, or another process's by now.
+    if not is_same_file(descriptor, folder / LOCK_NAME):
+        return
+    if shared:
+        try:
+            if not lock(descriptor):  # the last of several tidies up
                 return
-        for leftover in self.folder.glob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
-        (self.folder / LOCK_NAME).unlink(missing_ok=True)
-        with suppress(OSError):  # not empty: there is something to resume
-            self.folder.rmdir()
+        except BlockingIOError:
+            return
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+    (folder / LOCK_NAME).unlink(missing_ok=True)
+    with suppress(OSError):  # not empty: there is something to resume
+        folder.rmdir()

@@ -10,12 +10,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from fastload.decode import MAX_PIXELS, Fit, check_size_and_fit
 from fastload.errors import ConfigError, DatasetError, printable
 from fastload.formats.resident import VERSION
+from fastload.places import Place
 from fastload.records import Record, Source, stable_rank
 
 PLAN_NAME = "plan.json"
@@ -114,7 +114,7 @@ class Plan:
         yield "]}\n"
 
 
-def read_plan(file: Path) -> Plan:
+def read_plan(file: Place) -> Plan:
     """Return the plan in `file`, whose source knows its records and can read none of them.
 
     Raises:
@@ -122,7 +122,7 @@ def read_plan(file: Path) -> Plan:
     """
     shown = printable(file)
     try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(file.read_bytes())
         about = content["source"]
         source = Source(
             root=file.parent, layout=about["layout"], classes=tuple(about["classes"]), name=about["name"],

@@ -6,12 +6,12 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from fastload.errors import DecodeError
+from fastload.places import Place, join
 
 SPLITS = ("train", "valid", "test")
 
@@ -50,7 +50,7 @@ class Source:
     """What a layout reader found: where the samples lie and which one has which label.
 
     Attributes:
-        root: the folder that record paths are relative to.
+        root: the folder that record paths are relative to, here or at a URL.
         layout: name of the layout, e.g. `class-folders`.
         classes: class names, index = label.
         records: in a fixed order that does not depend on the file system.
@@ -62,7 +62,7 @@ class Source:
         reader: gives a sample's content where it is no file of its own; see `read`.
     """
 
-    root: Path
+    root: Place
     layout: str
     classes: tuple[str, ...]
     records: tuple[Record, ...]
@@ -82,7 +82,7 @@ class Source:
     def read(self, record: Record) -> bytes | npt.NDArray[np.uint8]:
         """Return what `record` holds: an encoded image, or pixels as uint8 [H, W, C].
 
-        Any number of threads may read at once.
+        Any number of threads may read at once, and so may processes, forked or sent there.
 
         Raises:
             DecodeError: it cannot be read.
@@ -90,7 +90,7 @@ class Source:
         if self.reader is not None:
             return self.reader(record)
         try:
-            return (self.root / record.path).read_bytes()
+            return join(self.root, record.path).read_bytes()
         except OSError as e:
             raise DecodeError(record.path, f"cannot be read ({e.strerror})") from e
 

@@ -203,7 +203,7 @@ def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(tmp_path: Path
 
 @pytest.mark.processes
 def test_a_second_converter_is_told_who_holds_the_output(folder: Path, tmp_path: Path) -> None:
-    with Output(tmp_path / "out").held():
+    with Output(tmp_path / "out", "manifest.json").held():
         done = subprocess.run(
             [sys.executable, "-c", RUN, str(folder), str(tmp_path / "out")], capture_output=True, text=True, check=False
         )

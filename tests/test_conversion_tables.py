@@ -115,7 +115,10 @@ def test_what_makes_no_sense_of_a_table(table: Path, tmp_path: Path) -> None:
         convert(table, target="y")
     with pytest.raises(ConfigError, match="augment is for images"):
         Loader(open_dataset(out), 2, augment=Augment(), device="cpu")
-    with Output(tmp_path / "busy").held(), pytest.raises(DatasetError, match="is being written by process"):
+    with (
+        Output(tmp_path / "busy", "manifest.json").held(),
+        pytest.raises(DatasetError, match="is being written by process"),
+    ):
         convert(table, tmp_path / "busy", target="y")
     with pytest.raises(SourceError, match="or --target COLUMN"):
         convert(table, tmp_path / "list")

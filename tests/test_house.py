@@ -12,7 +12,7 @@ import fastload
 from tests.conftest import ROOT
 
 FLOORS = {
-    0: ["records", "errors", "files", "shares", "devices"],
+    0: ["records", "errors", "files", "places", "shares", "devices"],
     1: ["decode", "placement", "output", "pool", "stores", "sheet", "sources", "formats", "augment", "profiling"],
     2: ["conversion", "conversion_dask", "conversion_ffcv", "conversion_tables", "filling", "plan", "loader"],
     3: ["train", "checkpoint"],
@@ -24,7 +24,7 @@ SAME_FLOOR = {
     ("train", "checkpoint"), ("cli", "doctor"), ("conversion", "filling"), ("conversion", "plan"), ("filling", "plan"),
     ("conversion_ffcv", "conversion"), ("conversion_tables", "conversion"), ("conversion_tables", "plan"),
     ("conversion", "conversion_tables"), ("conversion", "conversion_dask"), ("conversion_dask", "filling"),
-    ("conversion_dask", "plan"),
+    ("conversion_dask", "plan"), ("files", "places"), ("records", "places"),
 }  # fmt: skip
 
 

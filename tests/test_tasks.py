@@ -114,7 +114,7 @@ def test_the_plan_can_be_read_again(folder: Path, tmp_path: Path) -> None:
 
 
 def test_tasks_hold_the_folder_together_and_others_are_told(folder: Path, tmp_path: Path) -> None:
-    output = Output(tmp_path / "out")
+    output = Output(tmp_path / "out", "manifest.json")
     with output.held(shared=True):
         convert(folder, tmp_path / "out", size=8, task="1/2")
         for call in (lambda: convert(folder, tmp_path / "out", size=8), lambda: merge(tmp_path / "out")):
@@ -133,7 +133,7 @@ def test_tasks_hold_the_folder_together_and_others_are_told(folder: Path, tmp_pa
 
 
 def test_a_folder_without_anything_to_resume_is_taken_away(tmp_path: Path) -> None:
-    with Output(tmp_path / "out").held() as partial:
+    with Output(tmp_path / "out", "manifest.json").held() as partial:
         assert partial.is_dir()
     assert list(tmp_path.iterdir()) == []
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fastload.errors import DatasetError, printable
 from fastload.formats.resident import MANIFEST_NAME, Dataset, find_damage, read_manifest
+from fastload.places import Url, as_place
 
 
 def open_dataset(path: str | Path, split: str = "train", *, verify: bool = False) -> Dataset:
@@ -26,7 +27,12 @@ def open_dataset(path: str | Path, split: str = "train", *, verify: bool = False
     Raises:
         DatasetError: missing, damaged, of another version, or without that split.
     """
-    path = Path(path)
+    place = as_place(path)
+    if isinstance(place, Url):
+        raise DatasetError(
+            f"{printable(place)} is no local path, and shards are mapped into memory; copy the folder to a local disk."
+        )
+    path = place
     if path.is_dir() and not (path / MANIFEST_NAME).exists() and not path.name.endswith(".fastload"):
         raise DatasetError(
             f"{printable(path)} is a folder without {MANIFEST_NAME}, so no dataset; "

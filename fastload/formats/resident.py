@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from fastload.errors import DatasetError, printable
 from fastload.files import Part, write_whole
+from fastload.places import Place, Url, num_bytes_of
 from fastload.records import SPLITS
 
 FORMAT = "fastload-resident"
@@ -33,6 +34,7 @@ BAD_NAME = "bad.csv"
 # Images begin at a multiple of it in the file: a page, so that mapped shards share no page with the header.
 _ALIGNMENT = 4096
 _BLOCK_BYTES = 1 << 20
+_MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
 
 # What may stand in a shard: the name in the manifest -> in safetensors, in torch.
@@ -135,8 +137,8 @@ class Manifest:
         return json.dumps(content, indent=1, sort_keys=False) + "\n"
 
 
-def read_manifest(path: Path) -> Manifest:
-    """Read and check the manifest of the dataset at `path`.
+def read_manifest(path: Place) -> Manifest:
+    """Read and check the manifest of the dataset at `path`, here or at a URL.
 
     Raises:
         DatasetError: no dataset there, not ours, of another version, or its content does not hold together.
@@ -147,7 +149,7 @@ def read_manifest(path: Path) -> Manifest:
     if not path.is_dir():
         raise DatasetError(f"{shown} is a file; a dataset is a directory that `fastload convert` wrote.")
     try:
-        content = json.loads((path / MANIFEST_NAME).read_text(encoding="utf-8"))
+        content = json.loads((path / MANIFEST_NAME).read_bytes())
     except FileNotFoundError:
         raise DatasetError(f"{shown} has no {MANIFEST_NAME}, so it is no dataset; convert it again.") from None
     except (OSError, ValueError) as e:
@@ -337,7 +339,7 @@ def _open_shard(path: Path, shard: Shard, manifest: Manifest) -> tuple[torch.Ten
     return tensors[0], tensors[1]
 
 
-def write_shard(file: Path, fields: dict[str, npt.NDArray[Any]], metadata: dict[str, Any]) -> str:
+def write_shard(file: Place, fields: dict[str, npt.NDArray[Any]], metadata: dict[str, Any]) -> str:
     """Write one shard whole or not at all.
 
     Args:
@@ -396,17 +398,33 @@ def _head(fields: dict[str, npt.NDArray[Any]], metadata: dict[str, Any]) -> byte
     return len(text).to_bytes(8, "little") + text
 
 
-def read_shard_metadata(file: Path) -> dict[str, Any] | None:
+def read_shard_metadata(file: Place) -> dict[str, Any] | None:
     """Return the metadata that `write_shard` put into a shard, or None where there is no whole shard."""
     try:
-        with safe_open(file, framework="np") as opened:
-            metadata = json.loads((opened.metadata() or {}).get("fastload", "null"))
-    except (OSError, SafetensorError, ValueError):
+        if isinstance(file, Path):
+            with safe_open(file, framework="np") as opened:
+                text = (opened.metadata() or {}).get("fastload", "null")
+        else:
+            text = _read_remote_header(file)
+        metadata = json.loads(text)
+    except (OSError, SafetensorError, ValueError, KeyError):
         return None
     return metadata if isinstance(metadata, dict) else None
 
 
-def sha256_of(file: Path, advance: Callable[[int], object] | None = None) -> str:
+def _read_remote_header(file: Url) -> str:
+    """Return the metadata in the header of a shard, whose size is held against it; ValueError where it is none."""
+    length = int.from_bytes(file.read_range(0, 8), "little")
+    if length > _MAX_HEADER_BYTES:
+        raise ValueError(f"a header of {length} bytes")
+    entries = json.loads(file.read_range(8, length))
+    text = str(entries.pop("__metadata__")["fastload"])
+    if num_bytes_of(file) != 8 + length + max(entry["data_offsets"][1] for entry in entries.values()):
+        raise ValueError("cut")
+    return text
+
+
+def sha256_of(file: Place, advance: Callable[[int], object] | None = None) -> str:
     """Return SHA-256 (hex) of a file, calling `advance(bytes)` as it goes."""
     sha = hashlib.sha256()
     with file.open("rb") as opened:
@@ -418,14 +436,17 @@ def sha256_of(file: Path, advance: Callable[[int], object] | None = None) -> str
 
 
 def find_damage(
-    path: Path, manifest: Manifest, advance: Callable[[int], object] | None = None, *, split: str | None = None
+    path: Place, manifest: Manifest, advance: Callable[[int], object] | None = None, *, split: str | None = None
 ) -> Iterator[str]:
     """Yield one sentence for each shard of the dataset, or of one split, that is not what the manifest says."""
     for shards in manifest.splits.values() if split is None else (manifest.splits[split],):
         for shard in shards:
             try:
-                _open_shard(path, shard, manifest)
+                if isinstance(path, Path):
+                    _open_shard(path, shard, manifest)
                 if sha256_of(path / shard.file, advance) != shard.sha256:
                     yield f"{printable(path)}/{printable(shard.file)}: its bytes are not those that were written."
+            except OSError as e:
+                yield f"{printable(path)}/{printable(shard.file)} cannot be read ({printable(e.strerror)})."
             except DatasetError as e:
                 yield str(e)

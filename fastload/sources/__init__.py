@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastload.errors import ConfigError, SourceError, printable
+from fastload.places import Place, Url, as_place, fresh_listings, is_url
 from fastload.records import UNLABELLED, Source
 from fastload.sources import lists, tables
 from fastload.sources.filenames import looks_like_file_names, read_file_names
@@ -33,7 +34,7 @@ class _Options:
 
     path_column: str | None = None
     label_column: str | None = None
-    root: Path | None = None
+    root: Place | None = None
     download: bool = False
     allow_outside: bool = False
 
@@ -49,12 +50,12 @@ class _Layout:
 
 
 LAYOUTS = {
-    "class-folders": _Layout(read=lambda spec, o: read_class_folders(Path(spec)), is_folder=True),
-    "file-names": _Layout(read=lambda spec, o: read_file_names(Path(spec)), is_folder=True),
-    "sidecars": _Layout(read=lambda spec, o: read_sidecars(Path(spec)), is_folder=True),
+    "class-folders": _Layout(read=lambda spec, o: read_class_folders(as_place(spec)), is_folder=True),
+    "file-names": _Layout(read=lambda spec, o: read_file_names(as_place(spec)), is_folder=True),
+    "sidecars": _Layout(read=lambda spec, o: read_sidecars(as_place(spec)), is_folder=True),
     "list": _Layout(
         read=lambda spec, o: read_list(
-            Path(spec),
+            as_place(spec),
             root=o.root,
             path_column=o.path_column,
             label_column=o.label_column,
@@ -64,7 +65,7 @@ LAYOUTS = {
     ),
     "webdataset": _Layout(read=lambda spec, o: read_webdataset(spec)),
     "parquet": _Layout(
-        read=lambda spec, o: read_parquet(Path(spec), label_column=o.label_column), options={"label_column"}
+        read=lambda spec, o: read_parquet(as_place(spec), label_column=o.label_column), options={"label_column"}
     ),
     "torchvision": _Layout(
         read=lambda spec, o: read_torchvision(spec.removeprefix(TORCHVISION), root=o.root, download=o.download),
@@ -80,46 +81,49 @@ LAYOUTS = {
 
 
 def detect(
-    spec: str | Path,
+    spec: str | Path | Url,
     *,
     layout: str | None = None,
     path_column: str | None = None,
     label_column: str | None = None,
-    class_names: Path | None = None,
-    root: Path | None = None,
+    class_names: str | Path | Url | None = None,
+    root: str | Path | Url | None = None,
     download: bool = False,
     allow_outside: bool = False,
 ) -> Source:
     """List the samples of a source, in the layout it is in.
 
     Args:
-        spec: a folder, a list, tars (`shards/{000..099}.tar`), a parquet file, `torchvision:NAME` or
-            `hf:NAME_OR_PATH`.
+        spec: a folder, a list, tars (`shards/{000..099}.tar`), a parquet file, or the URL of one that fsspec
+            opens (`s3://bucket/food11`); `torchvision:NAME` or `hf:NAME_OR_PATH`.
         layout: one of LAYOUTS, where it shall not be found.
         path_column, label_column: of a list, parquet file or Hugging Face dataset, by name.
-        class_names: a file with names for people; without it `cat_to_name.json`, in the root or above it.
-        root: what the paths of a list are relative to, or torchvision's root.
+        class_names: a file (or URL) with names for people; without it `cat_to_name.json`, in the root or above it.
+        root: what the paths of a list are relative to, a folder or URL, or torchvision's root.
         download: let a library fetch what is not there.
         allow_outside: take paths of a list that lead out of its root.
 
     Raises:
-        ConfigError: an option that cannot be right, or that the layout cannot use.
+        ConfigError: an option that cannot be right, or that the layout cannot use; or fsspec cannot open the URL.
         SourceError: nothing there, no images, or no known layout.
     """
+    place = Path() if _is_library(str(spec)) else as_place(spec)
     spec = str(spec)
+    root = as_place(root) if root is not None else None
     options = _Options(path_column=path_column, label_column=label_column, root=root, download=download,
                        allow_outside=allow_outside)  # fmt: skip
-    name = layout or _find_layout(spec)
-    chosen = _checked_layout(name, spec, options)
-    source = chosen.read(spec, options)
-    if layout is None and not source.classes:
-        raise SourceError(
-            f"{printable(spec)} looks like the layout {name}, and no sample has a label; pass --layout {name} to keep "
-            "them for prediction, or unpack it if it is an archive of class folders."
-        )
-    if class_names is not None:
-        return with_names_from(source, class_names)
-    return with_names_beside(source) if chosen.is_folder or name == "list" else source
+    with fresh_listings(place), fresh_listings(root or Path()):
+        name = layout or _find_layout(spec)
+        chosen = _checked_layout(name, spec, options)
+        source = chosen.read(spec, options)
+        if layout is None and not source.classes:
+            raise SourceError(
+                f"{printable(spec)} looks like the layout {name}, and no sample has a label; pass --layout {name} to "
+                "keep them for prediction, or unpack it if it is an archive of class folders."
+            )
+        if class_names is not None:
+            return with_names_from(source, as_place(class_names))
+        return with_names_beside(source) if chosen.is_folder or name == "list" else source
 
 
 def _checked_layout(name: str, spec: str, options: _Options) -> _Layout:
@@ -127,9 +131,9 @@ def _checked_layout(name: str, spec: str, options: _Options) -> _Layout:
         raise ConfigError(f"--layout {printable(name)}: not one of {', '.join(LAYOUTS)}.")
     layout = LAYOUTS[name]
     if name not in ("torchvision", "huggingface"):
-        if not ("{" in spec and name == "webdataset") and not Path(spec).exists():
+        if not ("{" in spec and name == "webdataset") and not as_place(spec).exists():
             raise SourceError(f"{printable(spec)}: no such folder or file; check the path.")
-        if layout.is_folder and not Path(spec).is_dir():
+        if layout.is_folder and not as_place(spec).is_dir():
             raise SourceError(f"{printable(spec)} is a file; the layout {name} wants a folder.")
     if unused := options.given() - layout.options:
         flag = "--" + min(unused).replace("_", "-")
@@ -165,11 +169,9 @@ def describe(source: Source) -> list[str]:
 
 
 def _find_layout(spec: str) -> str:
-    if spec.startswith(TORCHVISION):
-        return "torchvision"
-    if spec.startswith(HUGGINGFACE):
-        return "huggingface"
-    path, lower = Path(spec), spec.lower()
+    if _is_library(spec):
+        return "torchvision" if spec.startswith(TORCHVISION) else "huggingface"
+    path, lower = as_place(spec), spec.lower()
     if lower.endswith(".tar") and not path.is_dir():
         return "webdataset"
     if not path.exists():
@@ -187,7 +189,11 @@ def _find_layout(spec: str) -> str:
     )
 
 
-def _find_folder_layout(root: Path) -> str:
+def _is_library(spec: str) -> bool:
+    return spec.startswith((TORCHVISION, HUGGINGFACE)) and not is_url(spec)  # hf:// is fsspec's
+
+
+def _find_folder_layout(root: Place) -> str:
     if looks_like_sidecars(root):
         return "sidecars"
     if looks_like_file_names(root):
@@ -199,6 +205,6 @@ def _find_folder_layout(root: Path) -> str:
     return "class-folders"
 
 
-def _holds(root: Path, suffix: str) -> bool:
+def _holds(root: Place, suffix: str) -> bool:
     folders = [root, *(root / name for name in folders_in(root))]
     return any(name.endswith(suffix) for folder in folders for name in files_in(folder))

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from fastload.errors import SourceError, printable
+from fastload.places import Place
 from fastload.records import Source
 from fastload.sources.labels import from_texts
 from fastload.sources.scan import files_in, folders_in, has_image, has_image_suffix
 from fastload.sources.splits import split_folders
 
 
-def read_file_names(root: Path) -> Source:
+def read_file_names(root: Place) -> Source:
     """List `root`, or its split folders, whose images carry their label before the first `_` of their name.
 
     An image without a `_`, or with nothing before it, is unlabelled. Classes are the labels, sorted by number
@@ -36,7 +35,7 @@ def read_file_names(root: Path) -> Source:
     return Source(root=root, layout="file-names", classes=classes, records=records, num_ignored=num_ignored)
 
 
-def looks_like_file_names(root: Path) -> bool:
+def looks_like_file_names(root: Place) -> bool:
     """Tell whether split folders under `root` hold labelled images and no folders.
 
     Without split folders the layout has to be asked for: any camera's `IMG_0001.jpg` would fit it.
@@ -48,5 +47,5 @@ def looks_like_file_names(root: Path) -> bool:
     return any(has_image_suffix(name) and name.find("_") > 0 for name in names)
 
 
-def _any_folder(root: Path, splits: list[tuple[str, str]]) -> bool:
+def _any_folder(root: Place, splits: list[tuple[str, str]]) -> bool:
     return any(has_image(root / folder / name) for _, folder in splits for name in folders_in(root / folder))

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from fastload.errors import SourceError, printable
+from fastload.places import Place
 from fastload.records import Record, Source
 from fastload.sources.labels import in_order
-from fastload.sources.scan import IMAGE_SUFFIXES, files_in, folders_in, has_image_suffix, walk
+from fastload.sources.scan import IMAGE_SUFFIXES, files_in, folders_in, has_image_suffix, walk_each
 from fastload.sources.splits import split_folders
 
 
-def read_class_folders(root: Path) -> Source:
+def read_class_folders(root: Place) -> Source:
     """List `root`, whose folders are classes, or splits that hold classes.
 
     Every folder at the first level that is named like a split (train, training, val, valid, ...) makes
@@ -29,9 +28,10 @@ def read_class_folders(root: Path) -> Source:
     found: dict[tuple[str, str], list[str]] = {}  # (split, class) -> paths: a tuple for each would double the memory
     empty: list[str] = []
     for split, folder, prefix in roots:
-        for class_name in folders_in(folder):
+        names = folders_in(folder)
+        for class_name, files in zip(names, walk_each([folder / name for name in names], root), strict=True):
             paths = []
-            for path, is_image in walk(folder / class_name):
+            for path, is_image in files:
                 if is_image:
                     paths.append(f"{prefix}{class_name}/{path}")
                 else:
@@ -67,13 +67,13 @@ def read_class_folders(root: Path) -> Source:
     )
 
 
-def _images_beside(root: Path, splits: list[tuple[str, str]]) -> list[str]:
+def _images_beside(root: Place, splits: list[tuple[str, str]]) -> list[str]:
     """Return the images that lie right in `root` or in a split folder, where no class claims them."""
     prefixes = ["", *(f"{name}/" for _, name in splits)]
     return [prefix + name for prefix in prefixes for name in files_in(root / prefix) if has_image_suffix(name)]
 
 
-def _nothing_found(root: Path, folders: list[Path], num_ignored: int) -> str:
+def _nothing_found(root: Place, folders: list[Place], num_ignored: int) -> str:
     for folder in folders:
         if any(has_image_suffix(name) for name in files_in(folder)):
             return (

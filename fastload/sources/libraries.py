@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastload.errors import ConfigError, DecodeError, SourceError, printable
+from fastload.places import Place, Url
 from fastload.records import SPLIT_WORDS, Record, Source
 from fastload.sources.extras import need
 from fastload.sources.labels import from_numbers, from_texts
@@ -22,7 +23,7 @@ from fastload.sources.lists import LABEL_NAMES
 TORCHVISION_SPLITS = {"train": ("train", "trainval"), "valid": ("val", "valid"), "test": ("test",)}
 
 
-def read_torchvision(name: str, *, root: Path | None, download: bool) -> Source:
+def read_torchvision(name: str, *, root: Place | None, download: bool) -> Source:
     """List `torchvision.datasets.NAME`, any of its classes whose samples are (image, class number).
 
     Record paths are `NAME/SPLIT/NUMBER`. Where every image is grey (MNIST), the source has one channel.
@@ -40,6 +41,8 @@ def read_torchvision(name: str, *, root: Path | None, download: bool) -> Source:
     cls = getattr(datasets, name, None) if name in datasets.__all__ else None
     if not (isinstance(cls, type) and issubclass(cls, datasets.VisionDataset)):
         raise ConfigError(f"torchvision:{printable(name)}: torchvision has no such dataset; try torchvision:CIFAR10.")
+    if isinstance(root, Url):
+        raise ConfigError(f"--root {printable(root)}: torchvision reads local folders only; pass one.")
     loader = _Loader()
     splits = _open_torchvision(name, cls, root, download, loader)
     grey = True

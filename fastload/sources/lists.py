@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from fastload.errors import ConfigError, SourceError, printable
+from fastload.places import Place, each, is_url, join, local_path
 from fastload.records import SPLIT_WORDS, Source
 from fastload.sources.labels import from_texts, is_whole
-from fastload.sources.scan import has_image_suffix, is_file
+from fastload.sources.scan import all_entries, has_image_suffix, is_file, unlisted
 
 SUFFIXES = (".csv", ".tsv", ".txt")
 CANDIDATES = {".csv": ",;\t", ".tsv": "\t", ".txt": "\t,; "}  # what may stand between cells, likeliest first
@@ -33,9 +36,9 @@ class Columns:
 
 
 def read_list(
-    file: Path,
+    file: Place,
     *,
-    root: Path | None = None,
+    root: Place | None = None,
     path_column: str | None = None,
     label_column: str | None = None,
     allow_outside: bool = False,
@@ -80,7 +83,7 @@ def read_list(
     return Source(root=root, layout="list", classes=classes, records=records, name=file.stem, notes=notes)
 
 
-def read_rows(file: Path) -> Iterator[tuple[int, list[str]]]:
+def read_rows(file: Place) -> Iterator[tuple[int, list[str]]]:
     """Yield (line number, cells) of each row that is not blank.
 
     Raises:
@@ -88,7 +91,7 @@ def read_rows(file: Path) -> Iterator[tuple[int, list[str]]]:
     """
     reader = None
     try:
-        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as opened:
+        with file.open("rb") as raw, as_text(raw) as opened:
             delimiter = find_delimiter(opened.read(1 << 16), CANDIDATES.get(file.suffix.lower(), ",;\t"))
             opened.seek(0)
             if delimiter == " ":
@@ -107,7 +110,12 @@ def read_rows(file: Path) -> Iterator[tuple[int, list[str]]]:
         raise SourceError(f"{printable(file)}{line} cannot be read ({printable(e)}); mend the list.") from e
 
 
-def _equally_wide(file: Path, rows: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str]]]:
+def as_text(opened: BinaryIO) -> io.TextIOWrapper:
+    """Read bytes as a text somebody wrote: with or without a byte order mark, and bytes that are no UTF-8 kept."""
+    return io.TextIOWrapper(opened, encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def _equally_wide(file: Place, rows: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str]]]:
     width = None
     for line, cells in rows:
         width = len(cells) if width is None else width
@@ -124,7 +132,7 @@ def find_delimiter(head: str, candidates: str) -> str:
     return next((c for c in candidates if c in first_row), candidates[0])
 
 
-def _find_columns(file: Path, first: list[list[str]], path_column: str | None, label_column: str | None) -> Columns:
+def _find_columns(file: Place, first: list[list[str]], path_column: str | None, label_column: str | None) -> Columns:
     if not first:
         raise SourceError(f"{printable(file)} is empty; expected a path and a label in each row.")
     named = {column for column in (path_column, label_column) if column is not None and not is_whole(column)}
@@ -168,7 +176,7 @@ def _find_columns(file: Path, first: list[list[str]], path_column: str | None, l
     return Columns(path=path, label=label, split=split, has_header=has_header)
 
 
-def _split_in(file: Path, line: int, cells: list[str], columns: Columns) -> str:
+def _split_in(file: Place, line: int, cells: list[str], columns: Columns) -> str:
     if columns.split is None:
         return "train"
     word = cells[columns.split].strip()
@@ -179,35 +187,43 @@ def _split_in(file: Path, line: int, cells: list[str], columns: Columns) -> str:
     return SPLIT_WORDS[word.lower()]
 
 
-def _inside(file: Path, line: int, path: str, root: Path, allow_outside: bool) -> str:
+def _inside(file: Place, line: int, path: str, root: Place, allow_outside: bool) -> str:
     """Return `path` relative to `root` and without `..`; it is read as it is returned here."""
     if not path.strip() or "\0" in path:
         raise SourceError(f"{printable(file)}, line {line}: {printable(path)!r} is no path; mend the row.")
+    given = path
+    if is_url(path):
+        if path.startswith(f"{root}/"):
+            path = path.removeprefix(f"{root}/").lstrip("/") or "."
+        elif (local := local_path(path)) is not None:
+            path = local
+        elif allow_outside:
+            return path
+        else:
+            raise _outside(file, line, given, root)
     plain = os.path.normpath(path)
-    if os.path.isabs(plain):  # noqa: PTH117
+    if isinstance(root, Path) and os.path.isabs(plain):  # noqa: PTH117
         relative = os.path.relpath(plain, root.absolute())
         # An absolute path that leads out stays so: it says more than a row of dots.
         plain = relative if relative.split("/")[0] != ".." else plain
     if (plain.startswith("/") or plain.split("/")[0] == "..") and not allow_outside:
-        raise SourceError(
-            f"{printable(file)}, line {line}: {printable(path)} lies outside {printable(root)}; "
-            "pass --root FOLDER, or --allow-outside if it may be read."
-        )
+        raise _outside(file, line, given, root)
     return plain
 
 
-def _refuse_missing(file: Path, root: Path, paths: list[str]) -> None:
+def _outside(file: Place, line: int, path: str, root: Place) -> SourceError:
+    return SourceError(
+        f"{printable(file)}, line {line}: {printable(path)} lies outside {printable(root)}; "
+        "pass --root FOLDER, or --allow-outside if it may be read."
+    )
+
+
+def _refuse_missing(file: Place, root: Place, paths: list[str]) -> None:
     # One listing per folder, not one stat per file.
-    names_of: dict[str, set[str]] = {}
-    missing = []
-    for path in paths:
-        folder, _, name = path.rpartition("/")
-        if path.startswith("/") and not folder:
-            folder = "/"
-        if folder not in names_of:
-            names_of[folder] = _names_in(root / folder)
-        if name not in names_of[folder]:
-            missing.append(path)
+    folders = list(dict.fromkeys(_folder_of(path) for path in paths))
+    listings = each(lambda folder: _names_in(join(root, folder)), folders, root)
+    names_of = dict(zip(folders, listings, strict=True))
+    missing = [path for path in paths if path.rpartition("/")[2] not in names_of[_folder_of(path)]]
     if missing:
         raise SourceError(
             f"{printable(file)}: {len(missing):,} of {len(paths):,} files do not exist (first: {printable(missing[0])} "
@@ -215,11 +231,15 @@ def _refuse_missing(file: Path, root: Path, paths: list[str]) -> None:
         )
 
 
-def _names_in(folder: Path) -> set[str]:
+def _folder_of(path: str) -> str:
+    folder, slash, _ = path.rpartition("/")
+    return folder or slash
+
+
+def _names_in(folder: Place) -> set[str]:
     try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if is_file(entry)}  # reading a pipe could hang
+        return {entry.name for entry in all_entries(folder) if is_file(entry)}  # reading a pipe could hang
     except (FileNotFoundError, NotADirectoryError):
         return set()
     except OSError as e:
-        raise SourceError(f"{printable(folder)}: cannot be listed ({e.strerror}); check its permissions.") from e
+        raise unlisted(folder, e) from e

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
-from pathlib import Path
 from typing import Any
 
 from fastload.errors import ConfigError, SourceError, printable
+from fastload.places import Place
 from fastload.records import Source
 from fastload.sources.labels import is_whole
 
@@ -39,7 +40,7 @@ def with_names_beside(source: Source) -> Source:
     return source
 
 
-def with_names_from(source: Source, file: Path) -> Source:
+def with_names_from(source: Source, file: Place) -> Source:
     """Give `source` the names in `file`: a JSON object of class -> name, or one name per line (or a JSON list).
 
     Lines go by the order of the classes. Where there are more lines than classes and the classes are whole
@@ -79,5 +80,5 @@ def with_names_from(source: Source, file: Path) -> Source:
     )
 
 
-def _text_of(file: Path) -> str:
-    return file.read_text(encoding="utf-8-sig")
+def _text_of(file: Place) -> str:
+    return io.TextIOWrapper(io.BytesIO(file.read_bytes()), encoding="utf-8-sig").read()

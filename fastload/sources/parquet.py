@@ -8,6 +8,7 @@ import tempfile
 import threading
 import weakref
 from array import array
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastload.errors import ConfigError, DecodeError, SourceError, printable
+from fastload.places import Place, each
 from fastload.records import Record, Source
 from fastload.sources.extras import need
 from fastload.sources.labels import from_numbers, from_texts
@@ -35,7 +37,7 @@ class Columns:
     classes: tuple[str, ...] | None
 
 
-def read_parquet(path: Path, *, label_column: str | None = None) -> Source:
+def read_parquet(path: Place, *, label_column: str | None = None) -> Source:
     """List the rows of a parquet file, or of every one below a folder.
 
     The image column is binary, or a struct with a binary field `bytes`. Labels are whole numbers or texts;
@@ -50,8 +52,8 @@ def read_parquet(path: Path, *, label_column: str | None = None) -> Source:
     files = sorted(n for n, _ in walk(path) if n.endswith(".parquet")) if path.is_dir() else [path.name]
     columns: Columns | None = None
     found: list[tuple[str, str, Any]] = []
-    for file in files:
-        here, labels = _labels_of(root / file, label_column)
+    listings = each(lambda file: _labels_of(root / file, label_column), files, root)
+    for file, (here, labels) in zip(files, listings, strict=True):
         if columns is not None and here != columns:
             raise SourceError(f"{printable(root / file)} has other columns or classes than {printable(files[0])}.")
         columns = here
@@ -75,7 +77,7 @@ class ParquetReader:
     read from there. Threads and forked processes share it; it is gone when the last of them ends.
     """
 
-    def __init__(self, root: Path, column: str) -> None:
+    def __init__(self, root: Place, column: str) -> None:
         self.root, self.column = root, column
         self._unpacked: dict[str, tuple[int, npt.NDArray[np.int64]]] = {}
         self._lock = threading.Lock()
@@ -100,7 +102,7 @@ class ParquetReader:
         first, stop = (int(n) for n in starts[int(row) : int(row) + 2])
         return os.pread(descriptor, stop - first, first)
 
-    def _unpack(self, file: Path) -> tuple[int, npt.NDArray[np.int64]]:
+    def _unpack(self, file: Place) -> tuple[int, npt.NDArray[np.int64]]:
         _, parquet = _arrow()
         descriptor, name = tempfile.mkstemp(prefix="fastload-")
         Path(name).unlink()
@@ -110,7 +112,8 @@ class ParquetReader:
         # one go may still have a single page.)
         with (
             open(descriptor, "wb", closefd=False) as out,
-            parquet.ParquetFile(file, buffer_size=1 << 20) as opened,
+            _opened(file) as stored,
+            parquet.ParquetFile(stored, buffer_size=1 << 20) as opened,
         ):
             for batch in opened.iter_batches(BATCH_ROWS, columns=[self.column]):
                 column = batch.column(0)
@@ -118,24 +121,29 @@ class ParquetReader:
                     starts.append(starts[-1] + (out.write(value.as_buffer()) if value.is_valid else 0))
         return descriptor, np.array(starts, np.int64)
 
-    def __getstate__(self) -> tuple[Path, str]:
+    def __getstate__(self) -> tuple[Place, str]:
         return self.root, self.column
 
-    def __setstate__(self, state: tuple[Path, str]) -> None:
+    def __setstate__(self, state: tuple[Place, str]) -> None:
         ParquetReader.__init__(self, *state)
 
 
-def _labels_of(file: Path, label_column: str | None) -> tuple[Columns, list[Any]]:
+def _opened(file: Place) -> AbstractContextManager[Any]:
+    # A path arrow opens itself, without Python at each read.
+    return nullcontext(file) if isinstance(file, Path) else file.open("rb")
+
+
+def _labels_of(file: Place, label_column: str | None) -> tuple[Columns, list[Any]]:
     arrow, parquet = _arrow()
     try:
-        with parquet.ParquetFile(file) as opened:
+        with _opened(file) as stored, parquet.ParquetFile(stored) as opened:
             columns = _find_columns(file, opened.schema_arrow, label_column)
             return columns, opened.read(columns=[columns.label]).column(0).to_pylist()
     except (OSError, arrow.ArrowException) as e:
         raise SourceError(f"{printable(file)} is no whole parquet file ({printable(e)}); mend or leave it out.") from e
 
 
-def _find_columns(file: Path, schema: Any, label_column: str | None) -> Columns:
+def _find_columns(file: Place, schema: Any, label_column: str | None) -> Columns:
     types = _arrow()[0].types
 
     def binary(kind: Any) -> bool:

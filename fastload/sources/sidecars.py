@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastload.errors import SourceError, printable
+from fastload.places import Place, each
 from fastload.records import Source
 from fastload.sources.labels import from_texts
 from fastload.sources.scan import files_in, folders_in, has_image_suffix
@@ -14,7 +15,7 @@ IMAGE_END, LABEL_END = "_image", "_label"
 MAX_LABEL_BYTES = 1024  # a label is a word: a longer file is something else
 
 
-def read_sidecars(root: Path) -> Source:
+def read_sidecars(root: Place) -> Source:
     """List the pairs of folders `X_image` and `X_label` in `root` or in its split folders.
 
     Classes are the texts, sorted by number where all are whole numbers.
@@ -22,7 +23,7 @@ def read_sidecars(root: Path) -> Source:
     Raises:
         SourceError: no such folders, an image without its text, or a text that is no label.
     """
-    found: list[tuple[str, str, str | None]] = []
+    pairs: list[tuple[str, str, str]] = []  # split, image, its text
     missing: list[str] = []
     num_ignored = num_unused = 0
     for split, prefix in _prefixes(root):
@@ -35,25 +36,26 @@ def read_sidecars(root: Path) -> Source:
                 if not has_image_suffix(file):
                     num_ignored += 1
                 elif (text := f"{Path(file).stem}.txt") in texts:
-                    found.append((split, f"{images}/{file}", _label_in(root / labels / text)))
+                    pairs.append((split, f"{images}/{file}", f"{labels}/{text}"))
                     num_used += 1
                 else:
                     missing.append(f"{labels}/{text}")
             num_unused += max(0, len(texts) - num_used)
     if missing:
-        total = len(found) + len(missing)
+        total = len(pairs) + len(missing)
         raise SourceError(
             f"{printable(root)}: {len(missing):,} of {total:,} images have no label file "
             f"(first: {printable(min(missing))}); add the files, or move those images away."
         )
-    if not found:
+    if not pairs:
         raise SourceError(f"{printable(root)} holds no images in X_image beside X_label, e.g. ants_image, ants_label.")
     notes = (f"label files without an image: {num_unused:,}",) if num_unused else ()
-    classes, records = from_texts(found)
+    label_of = each(lambda pair: _label_in(root / pair[2]), pairs, root)
+    classes, records = from_texts((split, path, text) for (split, path, _), text in zip(pairs, label_of, strict=True))
     return Source(root=root, layout="sidecars", classes=classes, records=records, num_ignored=num_ignored, notes=notes)
 
 
-def looks_like_sidecars(root: Path) -> bool:
+def looks_like_sidecars(root: Place) -> bool:
     """Tell whether `root`, or a split folder of it, holds a pair of X_image and X_label."""
     for _, prefix in _prefixes(root):
         names = set(folders_in(root / prefix))
@@ -62,19 +64,19 @@ def looks_like_sidecars(root: Path) -> bool:
     return False
 
 
-def _prefixes(root: Path) -> list[tuple[str, str]]:
+def _prefixes(root: Place) -> list[tuple[str, str]]:
     return [(split, f"{name}/") for split, name in split_folders(root)] or [("train", "")]
 
 
-def _image_folders(folder: Path) -> list[str]:
+def _image_folders(folder: Place) -> list[str]:
     return [name for name in folders_in(folder) if name.endswith(IMAGE_END)]
 
 
-def _texts_in(folder: Path) -> set[str]:
+def _texts_in(folder: Place) -> set[str]:
     return {name for name in files_in(folder) if name.endswith(".txt")} if folder.is_dir() else set()
 
 
-def _label_in(file: Path) -> str:
+def _label_in(file: Place) -> str:
     try:
         with file.open("rb") as opened:
             data = opened.read(MAX_LABEL_BYTES + 1)

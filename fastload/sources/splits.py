@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from pathlib import Path
 
 from fastload.errors import ConfigError, SourceError, printable
+from fastload.places import Place
 from fastload.records import SPLIT_WORDS, SPLITS, UNLABELLED, Record, Source, stable_rank
 from fastload.sources.labels import in_order
 from fastload.sources.scan import folders_in, has_image
 
 
-def split_folders(root: Path) -> list[tuple[str, str]]:
+def split_folders(root: Place) -> list[tuple[str, str]]:
     """Return (split, folder name) of every folder right under `root` that is named like a split, sorted by name.
 
     Raises:

@@ -14,15 +14,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from fastload.errors import ConfigError, SourceError, printable
+from fastload.places import Place, Url, as_place
 from fastload.records import SPLITS, UNLABELLED, Record, Source
 from fastload.sources.labels import is_whole, sorted_classes
-from fastload.sources.lists import CANDIDATES, find_delimiter
+from fastload.sources.lists import CANDIDATES, as_text, find_delimiter
 from fastload.sources.splits import cut_splits
 
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
@@ -48,7 +49,7 @@ class Table:
         notes: sentences on what a person should know.
     """
 
-    path: Path
+    path: Place
     feature_names: tuple[str, ...]
     features: dict[str, npt.NDArray[np.float32]]
     labels: dict[str, npt.NDArray[np.int64] | npt.NDArray[np.float32]]
@@ -78,13 +79,13 @@ class Table:
         return sha.hexdigest()
 
 
-def is_table(path: str | Path) -> bool:
+def is_table(path: str | Path | Url) -> bool:
     """Tell whether a file is a table by its name."""
     return str(path).lower().endswith(SUFFIXES)
 
 
 def read_table(
-    path: str | Path,
+    path: str | Path | Url,
     *,
     target: str | Sequence[str] | None = None,
     regression: bool | None = None,
@@ -97,7 +98,7 @@ def read_table(
     deviation of `train`, a missing number being the mean; text columns are one-hot over the texts of `train`.
 
     Args:
-        path: a `.csv`, `.tsv`, or one of them with `.gz`.
+        path: a `.csv`, `.tsv`, or one of them with `.gz`; here, or the URL of one.
         target: the column to predict, by name or by number (from 1, or -1 for the last), or several for
             regression; without it the last column.
         regression: whether the target is an amount. Without it: whole numbers of at most 20 values and texts
@@ -109,7 +110,7 @@ def read_table(
         ConfigError: no such column, a target that cannot be regressed on, or shares that make no sense.
         SourceError: the file cannot be read, or holds what is neither number nor category.
     """
-    path = Path(path)
+    path = as_place(path)
     given = [target] if isinstance(target, str) else list(target or ())
     names, body = _read_cells(path, given)
     places = list(dict.fromkeys(_place(path, names, t) for t in given)) or [len(names) - 1]
@@ -158,14 +159,17 @@ def _short(names: Sequence[str]) -> str:
     return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
 
 
-def _read_cells(path: Path, targets: list[str]) -> tuple[list[str], list[list[str]]]:
+def _read_cells(path: Place, targets: list[str]) -> tuple[list[str], list[list[str]]]:
     """Return (column names, rows of cells); without a header, columns are called by their numbers."""
     rows: list[list[str]] = []
     try:
-        opener = gzip.open if path.suffix.lower() == ".gz" else open
-        with opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as opened:
-            inner = path.with_suffix("") if path.suffix.lower() == ".gz" else path
-            delimiter = find_delimiter(opened.read(1 << 16), CANDIDATES.get(inner.suffix.lower(), ",;\t"))
+        packed = path.suffix.lower() == ".gz"
+        with (
+            path.open("rb") as raw,
+            as_text(cast("BinaryIO", gzip.GzipFile(fileobj=raw)) if packed else raw) as opened,
+        ):
+            suffix = Path(path.stem if packed else path.name).suffix
+            delimiter = find_delimiter(opened.read(1 << 16), CANDIDATES.get(suffix.lower(), ",;\t"))
             opened.seek(0)
             reader = csv.reader(opened, delimiter=delimiter, strict=True)
             for cells in reader:
@@ -198,7 +202,7 @@ def _has_header(rows: list[list[str]], targets: list[str]) -> bool:
     return named and any(NUMBER.fullmatch(cell) for row in rows[1:] for cell in row)
 
 
-def _place(path: Path, names: list[str], target: str) -> int:
+def _place(path: Place, names: list[str], target: str) -> int:
     if target in names:
         return names.index(target)
     if is_whole(target) and 1 <= abs(int(target)) <= len(names):
@@ -208,7 +212,7 @@ def _place(path: Path, names: list[str], target: str) -> int:
     )
 
 
-def _numbers(path: Path, name: str, cells: list[str]) -> npt.NDArray[np.float64] | None:
+def _numbers(path: Place, name: str, cells: list[str]) -> npt.NDArray[np.float64] | None:
     """Return the column as float64 [n], NaN where missing, or None where a cell is a text."""
     numbers = np.empty(len(cells))
     for i, cell in enumerate(cells):
@@ -226,7 +230,7 @@ def _numbers(path: Path, name: str, cells: list[str]) -> npt.NDArray[np.float64]
 
 
 def _labels(
-    path: Path, targets: dict[str, list[str]], regression: bool | None
+    path: Place, targets: dict[str, list[str]], regression: bool | None
 ) -> tuple[tuple[str, ...], npt.NDArray[np.int64] | npt.NDArray[np.float32], list[dict[str, Any]]]:
     """Return (classes, labels of all rows, what the manifest says of the targets)."""
     numbers = {name: _numbers(path, name, cells) for name, cells in targets.items()}
@@ -260,7 +264,7 @@ def _labels(
     return classes, np.array([label_of[t] for t in texts], np.int64), [{"name": name, "kind": "class"}]
 
 
-def _splits(path: Path, labels: npt.NDArray[Any], fractions: Mapping[str, float], seed: int) -> npt.NDArray[np.str_]:
+def _splits(path: Place, labels: npt.NDArray[Any], fractions: Mapping[str, float], seed: int) -> npt.NDArray[np.str_]:
     """Return the split of each row, cut as images are."""
     records = tuple(Record(path=str(i), label=int(label), split="train") for i, label in enumerate(labels, 1))
     source = cut_splits(Source(root=path.parent, layout="table", classes=(), records=records), dict(fractions), seed)
@@ -271,7 +275,7 @@ def _splits(path: Path, labels: npt.NDArray[Any], fractions: Mapping[str, float]
 
 
 def _features(
-    path: Path, name: str, cells: list[str], train: npt.NDArray[np.bool_]
+    path: Place, name: str, cells: list[str], train: npt.NDArray[np.bool_]
 ) -> tuple[list[str], npt.NDArray[np.float64], dict[str, Any], list[str]]:
     """Return (feature names, float64 [n, ...], what the manifest says of the column, notes)."""
     numbers = _numbers(path, name, cells)

@@ -13,12 +13,12 @@ import tarfile
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from fastload.errors import ConfigError, DecodeError, SourceError, printable
+from fastload.places import Place, Url, as_place, each, is_url
 from fastload.records import Record, Source
 from fastload.sources.labels import from_texts
 from fastload.sources.scan import has_image_suffix, walk
@@ -44,9 +44,9 @@ def read_webdataset(spec: str) -> Source:
     places: dict[str, tuple[int, int, int]] = {}  # path -> tar, offset, bytes
     found: list[tuple[str, str, str | None]] = []
     num_ignored = 0
-    for number, tar in enumerate(tars):
+    listings = each(lambda tar: _list_tar(root / tar), tars, root)
+    for number, (tar, (images, label_of, num_others)) in enumerate(zip(tars, listings, strict=True)):
         split = split_of_name(tar)
-        images, label_of, num_others = _list_tar(root / tar)
         num_ignored += num_others
         for name, (offset, size) in images.items():
             path = f"{tar}/{name}"
@@ -71,7 +71,7 @@ class TarReader:
         places: int64 [N, 3], for each path the number of its tar, the offset and the bytes.
     """
 
-    root: Path
+    root: Place
     tars: list[str]
     paths: list[str]
     places: npt.NDArray[np.int64]
@@ -84,9 +84,13 @@ class TarReader:
         """
         tar, offset, size = (int(n) for n in self.places[bisect_left(self.paths, record.path)])
         try:
-            # Opened anew for each: 10 us against a decode of 1 ms, and nothing to share, close or run out of.
-            with (self.root / self.tars[tar]).open("rb", buffering=0) as opened:
-                data = os.pread(opened.fileno(), size, offset)
+            file = self.root / self.tars[tar]
+            if isinstance(file, Url):
+                data = file.read_range(offset, size)
+            else:
+                # Opened anew for each: 10 us against a decode of 1 ms, and nothing to share, close or run out of.
+                with file.open("rb", buffering=0) as opened:
+                    data = os.pread(opened.fileno(), size, offset)
         except OSError as e:
             raise DecodeError(record.path, f"cannot be read ({e.strerror})") from e
         if len(data) != size:
@@ -94,23 +98,26 @@ class TarReader:
         return data
 
 
-def find_tars(spec: str) -> tuple[Path, list[str]]:
+def find_tars(spec: str) -> tuple[Place, list[str]]:
     """Return (root, paths of the tars relative to it, in order).
 
     Raises:
         ConfigError: a pattern that makes no sense.
         SourceError: a tar that the pattern names is missing.
     """
-    path = Path(spec)
+    if is_url(spec) and "{" in "/".join(spec.split("/", 3)[:3]):
+        raise ConfigError(f"{printable(spec)}: a pattern comes after the bucket or host; pass one of these.")
+    path = as_place(spec)
     if path.is_dir():
         return path, sorted(name for name, _ in walk(path) if name.endswith(".tar"))
     if path.is_file() or "{" not in spec:
         return path.parent, [path.name]
     parts = spec.split("/")
     first = next(i for i, part in enumerate(parts) if "{" in part)
-    root = Path("/".join(parts[:first]) or ("/" if spec.startswith("/") else "."))
+    root = as_place("/".join(parts[:first]) or ("/" if spec.startswith("/") else "."))
     tars = list(expand("/".join(parts[first:])))
-    missing = [tar for tar in tars if not (root / tar).is_file()]
+    found = each(lambda tar: (root / tar).is_file(), tars, root)
+    missing = [tar for tar, there in zip(tars, found, strict=True) if not there]
     if missing:
         raise SourceError(
             f"{printable(spec)}: {len(missing):,} of {len(tars):,} tars do not exist (first: {printable(missing[0])})."
@@ -143,13 +150,13 @@ def expand(pattern: str) -> Iterator[str]:
     return ("".join(parts) for parts in itertools.product(*choices))
 
 
-def _list_tar(file: Path) -> tuple[dict[str, tuple[int, int]], dict[str, str], int]:
+def _list_tar(file: Place) -> tuple[dict[str, tuple[int, int]], dict[str, str], int]:
     """Return ({image: (offset, bytes)}, {key: label}, number of other members)."""
     images: dict[str, tuple[int, int]] = {}
     label_of: dict[str, str] = {}
     num_others = 0
     try:
-        with tarfile.open(file, "r:") as tar:
+        with file.open("rb") as opened, tarfile.open(fileobj=opened, mode="r:") as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # or it keeps a million of them
                 name = member.name.removeprefix("./")
@@ -160,8 +167,8 @@ def _list_tar(file: Path) -> tuple[dict[str, tuple[int, int]], dict[str, str], i
                 elif has_image_suffix(name):
                     images[name] = (member.offset_data, member.size)  # named twice: the later one counts
                 elif name.endswith((".cls", ".json")) and member.size <= MAX_LABEL_BYTES:
-                    opened = tar.extractfile(member)
-                    label = _label_in(name, opened.read() if opened is not None else b"")
+                    text = tar.extractfile(member)
+                    label = _label_in(name, text.read() if text is not None else b"")
                     if label is not None and (name.endswith(".cls") or _key(name) not in label_of):
                         label_of[_key(name)] = label
                 else:
