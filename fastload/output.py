@@ -55,12 +55,13 @@ class Output:
         Raises:
             DatasetError: another process holds it, or it cannot be made.
         """
-        if isinstance(self.folder, Url):
-            yield self.folder
-            return
+        descriptor = -1
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            descriptor = _lock(self.folder, shared)
+            if isinstance(self.folder, Url):
+                self.folder.make_folder()
+            else:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                descriptor = _lock(self.folder, shared)
         except BlockingIOError as e:
             raise DatasetError(
                 f"{printable(self.folder)} is being written by {printable(e.args[1])}; "
@@ -70,6 +71,9 @@ class Output:
             raise DatasetError(
                 f"{printable(self.folder)} cannot be made ({e.strerror}); pass an output path that can be written."
             ) from e
+        if isinstance(self.folder, Url):
+            yield self.folder
+            return
         try:
             yield self.folder
         finally:

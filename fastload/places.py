@@ -278,6 +278,17 @@ class Url:
         with _told():
             return io.BufferedReader(_Raw(self.filesystem.open(self.path, "rb", block_size=BLOCK_BYTES)))
 
+    def make_folder(self) -> None:
+        """Make this folder where it is none; on a store, which has no folders, ask whether its bucket is there.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        if not self.exists():
+            with _told():
+                # Not makedirs: on a store that would make a bucket where one was misspelt.
+                self.filesystem.mkdir(self.path, create_parents=False)
+
     def write(self, parts: Iterable[bytes | memoryview]) -> None:
         """Write a file whole or not at all: it appears when all of it has arrived.
 
@@ -288,9 +299,6 @@ class Url:
         with _told():
             # Of its own, since a transaction belongs to the filesystem and several threads may write.
             filesystem, _ = _open_filesystem(self.origin, skip_instance_cache=True)
-            if self.parent != self and not filesystem.exists(self.parent.path):
-                # Not makedirs: on a store that would make a bucket where one was misspelt.
-                filesystem.mkdir(self.parent.path, create_parents=False)
             # Within a transaction, files of stores and of memory stay unseen until it ends well.
             with filesystem.transaction, filesystem.open(self.path, "wb", block_size=WRITE_BYTES) as opened:
                 for part in parts:

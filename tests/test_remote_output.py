@@ -131,6 +131,17 @@ def test_a_table_at_a_url(tmp_path: Path) -> None:
     assert remote() == contents(convert(tmp_path / "t" / "t.csv", tmp_path / "out", target="b"))
 
 
+def test_a_place_that_cannot_be_made_is_told_before_any_work(folder: Path) -> None:
+    filesystem = fsspec.filesystem("memory")
+    with (
+        mock.patch.object(type(filesystem), "mkdir", side_effect=FileNotFoundError("bucket")),
+        mock.patch.object(conversion, "convert_shards") as work,
+        pytest.raises(DatasetError, match=rf"{URL} cannot be made \(No such file"),
+    ):
+        convert(folder, URL, size=20)
+    work.assert_not_called()
+
+
 def test_what_cannot_be_at_a_url(folder: Path) -> None:
     with pytest.raises(ConfigError, match="ffcv writes local files"):
         convert_to_ffcv(folder, "memory://x/out")

@@ -7,6 +7,7 @@ float32 [n, T] for regression. The manifest is written last: a directory without
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Callable, Iterator
@@ -373,8 +374,10 @@ def write_shard(file: Place, fields: dict[str, npt.NDArray[Any]], metadata: dict
             f"{printable(file)} is being written by another process; wait for it, and run the same command again."
         ) from None
     except OSError as e:
+        full = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        advice = "make room in" if full else "check that files can be written to"
         raise DatasetError(
-            f"{printable(file.name)} cannot be written ({printable(e)}); make room in {printable(file.parent)} "
+            f"{printable(file.name)} cannot be written ({printable(e.strerror)}); {advice} {printable(file.parent)} "
             "and run the same command again: finished shards are kept."
         ) from e
     return sha.hexdigest()
