@@ -55,6 +55,9 @@ class FolderStore:
         try:
             for samples, labels in batches:
                 yield Served(wanted=asked.popleft(), samples=samples, labels=labels)
+        except Exception as e:
+            # What led there stays in its cause. The frames would hold DataLoader's processes as long as it is kept.
+            raise e.with_traceback(None)  # noqa: B904
         finally:
             del batches  # ends its processes
 
