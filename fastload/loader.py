@@ -135,6 +135,11 @@ class Loader:
         )  # fmt: skip
         self.placement: Placement = place(dataset, wish)
         self._holdings = Holdings(self.shares, seed)
+        if self._is_sharded and here.world_size > 1 and not self._holdings.num_swapped:
+            raise ConfigError(
+                f'placement="gpu_sharded": {num_samples:,} samples are too few for {here.world_size} ranks to swap; '
+                'use placement="gpu".'
+            )
         self._store = make_store(dataset, self.placement, wish, self._holdings, self._ids)
         # Where this rank's own samples begin in an order of all of them, if it has any.
         own = self.rank * batch_size

@@ -31,7 +31,7 @@ class Holdings:
     def first(self, rank: int) -> torch.Tensor:
         """Return what a rank holds in round 0, int64 [n]: positions 0 .. N - 1, step by step."""
         s = self.shares
-        starts = torch.arange(rank * s.batch_size, s.num_samples, s.global_batch)
+        starts = torch.arange(rank * s.batch_size, max(s.num_samples, rank * s.batch_size), s.global_batch)
         positions = (starts[:, None] + torch.arange(s.batch_size)).flatten()
         return positions[positions < s.num_samples]
 

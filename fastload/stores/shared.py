@@ -44,12 +44,16 @@ def host_tensor(
         memory = _shared_memory(num_bytes, mates)
         samples = torch.from_numpy(memory).view(dtype).view(shape)
         bounds = [shape[0] * n // len(mates) for n in (number, number + 1)]
+        failure: Exception | None = None
         try:
             fill(samples, shards, first=bounds[0], stop=bounds[1], advance=advance)
-        finally:
-            # Told also where this rank failed: the others would wait for ever.
-            done = gather_numbers([1])
-        assert len(done) >= len(mates)
+        except Exception as e:
+            failure = e  # the others wait to be told
+        told = [done for done, in gather_numbers([int(failure is None)])]
+        if failure is not None:
+            raise failure
+        if not all(told):
+            raise PlacementError(f"rank {told.index(0)} could not fill its part of the samples; see what it says.")
     if pinned:
         _lock(memory)
     return samples
