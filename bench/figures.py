@@ -55,10 +55,11 @@ def _train(result: dict[str, Any]) -> str:
 
 
 def _loader(result: dict[str, Any]) -> str:
-    lines = ["| loader alone | images/s | times the first |", "|---|---:|---:|"]
+    baseline = result["baseline"]
+    lines = [f"| loader alone | images/s | times {baseline} | first batch, s |", "|---|---:|---:|---:|"]
     for name, speed in result["images_per_second"].items():
-        shown = f"{name}({result['settings']['workers']})" if name == "ImageFolder + DataLoader" else name
-        lines.append(f"| {shown} | {speed:,} | {result['ratio_to_baseline'][name]:.1f} |")
+        ratio, first = result["ratio_to_baseline"][name], result["first_batch_seconds"][name]
+        lines.append(f"| {name} | {speed:,} | {ratio:.1f} | {first:.2f} |")
     return "\n".join(lines)
 
 
