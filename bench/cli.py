@@ -1,4 +1,4 @@
-"""The command line of the benchmarks: bench gpu-util | loader | convert | figures."""
+"""The command line of the benchmarks: bench gpu-util | loader | memory | growth | convert | figures."""
 
 from __future__ import annotations
 
@@ -95,6 +95,37 @@ def loader(
         rounds=rounds, crop=crop, max_images=images,
     )  # fmt: skip
     say(measure(folder, options), json)
+
+
+@app.command()
+def memory(
+    folder: Annotated[Path, typer.Argument(help="An image folder: class folders.", show_default=False)],
+    store: Annotated[int, typer.Option(help="Side of the stored images, in pixels.")] = 128,
+    size: Annotated[int, typer.Option(help="Side of the random crops, in pixels.")] = 112,
+    batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 64,
+    epochs: Annotated[int, typer.Option(help="How many are run.")] = 50,
+    json: Json = None,
+) -> None:
+    """Measure the private memory that a loader adds to its process, in host and mapped, over many epochs."""
+    from bench.memory import measure, say
+
+    say(measure(folder, store=store, size=size, batch_size=batch_size, epochs=epochs), json)
+
+
+@app.command()
+def growth(
+    thousands: Annotated[
+        list[int] | None,
+        typer.Option(help="Thousands of images of 32 px; may be given again.  [default: 1, 10, 100, 1000]"),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 256,
+    rounds: Annotated[int, typer.Option(help="Measurements of each, in turn.")] = 5,
+    json: Json = None,
+) -> None:
+    """Measure what a larger dataset costs: images/s and seconds to open, for made images of 32 px."""
+    from bench.growth import measure, say
+
+    say(measure(tuple(thousands or (1, 10, 100, 1000)), batch_size=batch_size, rounds=rounds), json)
 
 
 @app.command()

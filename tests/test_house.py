@@ -143,6 +143,8 @@ def test_the_commands_and_their_flags_are_these() -> None:
             "--workers",
             "folder",
         ],
+        "memory": ["--batch-size", "--epochs", "--json", "--size", "--store", "folder"],
+        "growth": ["--batch-size", "--json", "--rounds", "--thousands"],
         "convert": ["--count", "--json", "--made", "--repeat", "--rounds", "--size", "--workers", "folder"],
         "figures": ["--check"],
     }  # fmt: skip

@@ -47,10 +47,9 @@ def read_ahead(
             if window:
                 ids = np.unique(np.concatenate([w.ids.numpy() for w in window]))
                 count = max(1, min(MAX_STEPS, WINDOW_BYTES * len(window) // max(1, len(ids) * shards[0][:1].nbytes)))
-                ranges = row_ranges(ids, shards, first_rows)
-                probed = ranges[:: max(1, len(ranges) // NUM_PROBES)]
+                probed = row_ranges(ids[:: max(1, len(ids) // NUM_PROBES)], shards, first_rows)
                 if sum(map(cached_share, probed)) < CACHED_SHARE * len(probed):
-                    will_need(ranges)
+                    will_need(row_ranges(ids, shards, first_rows))
             waiting.extend(window)
         if not waiting:
             return
