@@ -104,23 +104,13 @@ class Loader:
         self.dataset: AnyDataset = dataset if isinstance(dataset, AnyDataset) else MapDataset(dataset)
         dataset = self.dataset
         # Unlabelled samples are there for prediction: in a fixed order they come along, to train on they do not.
-        self._ids: torch.Tensor | None = None
-        if shuffle and dataset.labels is not None and not dataset.is_regression:
-            labelled = dataset.labels != UNLABELLED
-            self._ids = None if bool(labelled.all()) else torch.nonzero(labelled).flatten()
+        self._ids = _labelled(dataset) if shuffle else None
         num_samples = len(dataset) if self._ids is None else len(self._ids)
         self.shares = Shares(
             num_samples=num_samples, batch_size=batch_size, world_size=here.world_size,
             drop_last=shuffle if drop_last is None else drop_last,
         )  # fmt: skip
-        self._check(seed, workers, reshuffle_every)
-        if dataset.is_table and augment is not None:
-            raise ConfigError(f"{printable(dataset.path)} is a table, and augment is for images; leave it out.")
-        if not dataset.is_uint8 and augment is not None:
-            raise ConfigError(
-                f"{printable(dataset.path)} gives floats, and augment takes stored pixels; leave augment out, or the "
-                "dataset's own ToTensor and Normalize."
-            )
+        self._check(seed, workers, reshuffle_every, augment)
         self.augment = augment if augment is not None or not dataset.is_uint8 else Augment()
         self.device = parse_device(device)
         self.shuffle = shuffle
@@ -135,11 +125,8 @@ class Loader:
         )  # fmt: skip
         self.placement: Placement = place(dataset, wish)
         self._holdings = Holdings(self.shares, seed)
-        if self._is_sharded and here.world_size > 1 and not self._holdings.num_swapped:
-            raise ConfigError(
-                f'placement="gpu_sharded": {num_samples:,} samples are too few for {here.world_size} ranks to swap; '
-                'use placement="gpu".'
-            )
+        if self._is_sharded:
+            self._holdings.check()
         self._store = make_store(dataset, self.placement, wish, self._holdings, self._ids)
         # Where this rank's own samples begin in an order of all of them, if it has any.
         own = self.rank * batch_size
@@ -253,7 +240,7 @@ class Loader:
     def _is_sharded(self) -> bool:
         return self.placement.kind == "gpu_sharded" and self.shuffle
 
-    def _check(self, seed: int, workers: int | None, reshuffle_every: int) -> None:
+    def _check(self, seed: int, workers: int | None, reshuffle_every: int, augment: Augment | None) -> None:
         shares = self.shares
         if not 0 <= self.rank < shares.world_size:
             raise ConfigError(f"rank={self.rank}: ranks of {shares.world_size} are counted from 0.")
@@ -268,6 +255,13 @@ class Loader:
         if reshuffle_every < 1 or (workers is not None and workers < 0):
             raise ConfigError(
                 f"reshuffle_every={reshuffle_every}, workers={workers}: at least 1 epoch, and 0 or more workers."
+            )
+        if self.dataset.is_table and augment is not None:
+            raise ConfigError(f"{printable(self.dataset.path)} is a table, and augment is for images; leave it out.")
+        if not self.dataset.is_uint8 and augment is not None:
+            raise ConfigError(
+                f"{printable(self.dataset.path)} gives floats, and augment takes stored pixels; leave augment out, or "
+                "the dataset's own ToTensor and Normalize."
             )
 
     def _leave_pass(self) -> None:
@@ -348,6 +342,14 @@ class Loader:
             yield
         finally:
             gradient_state._remove_dataloader(self)
+
+
+def _labelled(dataset: AnyDataset) -> torch.Tensor | None:
+    """Return the ids of the samples that have a label, int64 [n]; None where all have one, or none is listed."""
+    if dataset.labels is None or dataset.is_regression:
+        return None
+    labelled = dataset.labels != UNLABELLED
+    return None if bool(labelled.all()) else torch.nonzero(labelled).flatten()
 
 
 @dataclass(frozen=True, kw_only=True)

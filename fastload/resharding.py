@@ -13,6 +13,7 @@ from functools import cached_property
 
 import torch
 
+from fastload.errors import ConfigError
 from fastload.shares import Shares
 
 
@@ -40,6 +41,14 @@ class Holdings:
         """Samples that each pair of ranks swaps: a fair share of the smallest holding, at least 1 where it has them."""
         smallest, world_size = len(self.first(self.shares.world_size - 1)), self.shares.world_size
         return max(smallest // world_size, int(smallest >= world_size - 1 > 0))
+
+    def check(self) -> None:
+        """Raise ConfigError where there are several ranks and too few samples for them to swap."""
+        if self.shares.world_size > 1 and not self.num_swapped:
+            raise ConfigError(
+                f'placement="gpu_sharded": {self.shares.num_samples:,} samples are too few for '
+                f'{self.shares.world_size} ranks to swap; use placement="gpu".'
+            )
 
     def leaving(self, round: int, rank: int) -> torch.Tensor:
         """Return the slots a rank empties after a round, int64 [W, q]: row d goes to rank d; its own row has no use.
