@@ -188,6 +188,7 @@ class Loader:
                 self.num_valid, self.batch_ids, self.end_of_dataloader = fetched.num_valid, fetched.ids, last
                 self.epoch, self._steps_done = (epoch + 1, 0) if last else (epoch, step + 1)
                 yield batch
+                del batch, fetched  # the caller's alone: its memory may be taken again while the next one is made
 
     def skip(self, num_steps: int) -> None:
         """Leave out the next `num_steps` steps, over the end of an epoch if need be: none of them is read."""

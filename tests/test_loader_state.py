@@ -73,6 +73,21 @@ def test_from_the_next_epoch_on_anything_may_change(dataset: Path, batch_size: i
         assert same(take(resumed), take(expected))
 
 
+def test_a_share_that_was_swapped_is_found_again(dataset: Path) -> None:
+    options = {"placement": "gpu_sharded", "device": "cpu", "rank": 1, "world_size": 2}
+    whole = make(dataset, 2, **options)
+    expected = [image for _ in range(4) for image in take(whole)]  # 3 steps each
+    loader = make(dataset, 2, **options)
+    got = take(loader) + take(loader) + take(loader, 2)
+    resumed = make(dataset, 2, **options)
+    resumed.load_state_dict(loader.state_dict())
+    assert same(got + take(resumed) + take(resumed), expected)
+    with pytest.raises(ConfigError, match="order"):
+        make(dataset, 2, rank=1, world_size=2).load_state_dict(loader.state_dict())
+    take(resumed, 3)
+    make(dataset, 5).load_state_dict(resumed.state_dict())  # between epochs
+
+
 def test_skip_leaves_out_steps_and_epochs(dataset: Path) -> None:
     whole = make(dataset)
     expected = take(whole) + take(whole) + take(whole)
