@@ -369,18 +369,23 @@ def write_shard(file: Place, fields: dict[str, npt.NDArray[Any]], metadata: dict
     try:
         # Through the page cache, on purpose: training reads these shards next.
         write_whole(file, blocks())
-    except BlockingIOError:
-        raise DatasetError(
-            f"{printable(file)} is being written by another process; wait for it, and run the same command again."
-        ) from None
     except OSError as e:
-        full = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        advice = "make room in" if full else "check that files can be written to"
-        raise DatasetError(
-            f"{printable(file.name)} cannot be written ({printable(e.strerror)}); {advice} {printable(file.parent)} "
-            "and run the same command again: finished shards are kept."
-        ) from e
+        raise unwritten(file, e) from e
     return sha.hexdigest()
+
+
+def unwritten(file: Place, e: OSError) -> DatasetError:
+    """Return the error that says why a file of a dataset could not be written, and what to do."""
+    if isinstance(e, BlockingIOError):
+        return DatasetError(
+            f"{printable(file)} is being written by another process; wait for it, and run the same command again."
+        )
+    full = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    advice = "make room in" if full else "check that files can be written to"
+    return DatasetError(
+        f"{printable(file.name)} cannot be written ({printable(e.strerror)}); {advice} {printable(file.parent)} "
+        "and run the same command again: finished shards are kept."
+    )
 
 
 def _head(fields: dict[str, npt.NDArray[Any]], metadata: dict[str, Any]) -> bytes:
