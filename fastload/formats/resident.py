@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -279,27 +280,34 @@ def write_shard(
     """
     # A fixed name, so that what a killed run left is overwritten and never piles up.
     temporary = file.with_name(f".{file.name}.tmp")
+    parts = (_head(image, label, metadata), image.reshape(-1).data)
+    # Beside the writing: nobody decodes any more while the last shard is written.
+    with ThreadPoolExecutor(1, thread_name_prefix="fastload-hash") as beside:
+        digest = beside.submit(_sha256, parts)
+        try:
+            # Through the page cache, on purpose: training reads these shards next.
+            with temporary.open("wb") as opened:
+                for part in parts:
+                    for start in range(0, len(part), _BLOCK_BYTES):
+                        opened.write(part[start : start + _BLOCK_BYTES])
+                opened.flush()
+                os.fsync(opened.fileno())
+            temporary.replace(file)
+            sync(file.parent)
+        except OSError as e:
+            with suppress(OSError):
+                temporary.unlink()
+            raise DatasetError(
+                f"{printable(file.name)} cannot be written ({printable(e)}); make room in {printable(file.parent)} "
+                "and run the same command again: finished shards are kept."
+            ) from e
+        return digest.result()
+
+
+def _sha256(parts: Iterable[bytes | memoryview]) -> str:
     sha = hashlib.sha256()
-    try:
-        # Through the page cache, on purpose: training reads these shards next.
-        with temporary.open("wb") as opened:
-            for part in (_head(image, label, metadata), image.reshape(-1).data):
-                for start in range(0, len(part), _BLOCK_BYTES):
-                    # A block stays in the processor's cache from the hash to the write.
-                    block = part[start : start + _BLOCK_BYTES]
-                    sha.update(block)
-                    opened.write(block)
-            opened.flush()
-            os.fsync(opened.fileno())
-        temporary.replace(file)
-        sync(file.parent)
-    except OSError as e:
-        with suppress(OSError):
-            temporary.unlink()
-        raise DatasetError(
-            f"{printable(file.name)} cannot be written ({printable(e)}); make room in {printable(file.parent)} "
-            "and run the same command again: finished shards are kept."
-        ) from e
+    for part in parts:
+        sha.update(part)
     return sha.hexdigest()
 
 
