@@ -17,6 +17,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Literal, cast, get_args
 
 import numpy as np
@@ -32,6 +33,9 @@ MAX_PIXELS = 178_000_000  # Pillow's own limit for a decompression bomb, twice i
 MAX_SIDE = 16_384  # an image of this side has 805 MB: beyond it a typing mistake is likelier than a wish
 # The only plugins that see unchecked bytes: among Pillow's others are some that run programs (EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM")
+# All of them now, else Pillow imports its forty plugins at the first image, in each process that decodes.
+for _name in ("Jpeg", "Png", "WebP", "Bmp", "Tiff", "Gif", "Ppm"):
+    import_module(f"PIL.{_name}ImagePlugin")
 # A JPEG decoded at a reduced scale keeps at least so many times the wanted side: the resize then still
 # decides the pixels. And so many pixels: its last column may stand for 1 to 8 of the original's, a stretch
 # of at most 1/256.

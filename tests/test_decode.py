@@ -141,6 +141,13 @@ def test_only_upright_three_component_and_grey_jpegs_take_the_fast_path(name: st
     assert plain == ((61, 47) if name.startswith("jpeg") and name != "jpeg CMYK" else None)
 
 
+def test_no_other_plugin_of_pillow_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing all of them takes each decoding process a quarter of a second, and some run programs."""
+    monkeypatch.delattr(Image, "init")
+    for data, _, _ in CORPUS.values():
+        decode_reference(data, "a", size=SIDE, fit="stretch")
+
+
 def test_ycck() -> None:
     """Photoshop's CMYK: inverted, as Pillow writes it, and with C, M and Y turned into Y, Cb and Cr."""
     inks = picture().convert("CMYK")
