@@ -105,7 +105,7 @@ def test_after_a_bad_image_finished_shards_are_kept_and_used(folder: Path, tmp_p
     with pytest.raises(DecodeError):
         convert_small(folder, tmp_path / "out", conversion)
     kept = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "out.partial").glob("train-*")}
-    assert len(kept) == 4
+    assert len(kept) == 3  # the fourth is the smallest, whose turn comes last
     image.write_bytes(whole)
     out = convert_small(folder, tmp_path / "out", conversion)
     assert not (tmp_path / "out.partial").exists()
