@@ -272,15 +272,19 @@ def _would_write(target: Place, plan: Plan) -> str:
     return f"would write: {printable(target)}, {_shards(len(plan.shards))} of {shape} uint8, {gib(num_bytes)}"
 
 
+# The plan counts the batches under way, too; of these they are a small part of it.
+_INFO_BATCH = 256
+
+
 @app.command()
 def info(dataset: DatasetPath) -> None:
     """Say what a dataset holds, and where this machine would keep it."""
     from fastload.devices import current_device
     from fastload.formats import open_dataset
     from fastload.formats.resident import read_manifest
-    from fastload.loader import describe
     from fastload.placement import choose, gib
     from fastload.places import as_place
+    from fastload.storing import need_of
 
     manifest = read_manifest(as_place(dataset))
     table = Table(title=escape(printable(dataset)), title_justify="left", show_header=False, box=None)
@@ -293,10 +297,10 @@ def info(dataset: DatasetPath) -> None:
     device = current_device()
     for split in manifest.splits:
         opened = open_dataset(dataset, split)
-        placement = choose("auto", opened.num_bytes, describe(opened), device)
+        placement = choose("auto", need_of(opened, _INFO_BATCH), device)
         kind = "rows" if manifest.is_table else "images"
         row(split, f"{len(opened):,} {kind} in {_shards(len(opened.shards))}, {gib(opened.num_bytes)}")
-        row("", f"here: {placement.kind}, since {placement.reason}")
+        row("", f"here: {placement}")
     row(manifest.sample.name, manifest.sample)
     if manifest.table is not None:
         row("", _short(manifest.table["feature_names"]))

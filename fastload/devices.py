@@ -1,11 +1,10 @@
-"""Which device, which rank, how much memory is free: what this process has to work with."""
+"""Which device and which rank: what this process has to work with."""
 
 from __future__ import annotations
 
 import os
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -79,62 +78,3 @@ def parse_device(name: str | torch.device | None) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("device mps: this machine has no Apple GPU that torch can use; use cpu.")
     return device
-
-
-def free_host_bytes() -> int:
-    """Return the memory that this process may still take, in bytes: the machine's, or its control group's if less."""
-    free = meminfo_bytes("MemAvailable")
-    for limit, usage, statistics in _control_groups():
-        # The group's usage counts its page cache, which gives way.
-        free = min(free, limit - usage + statistics)
-    return max(0, free)
-
-
-def meminfo_bytes(field: str) -> int:
-    """Return a line of /proc/meminfo (MemTotal, MemAvailable) in bytes; elsewhere the machine's total."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            name, _, rest = line.partition(":")
-            if name == field:
-                return int(rest.split()[0]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _control_groups() -> list[tuple[int, int, int]]:
-    """Return (limit, usage, reclaimable file cache) in bytes of every memory control group above this process."""
-    found = []
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        _, controllers, group = line.split(":", 2)
-        if controllers == "":  # version 2
-            base, names = Path("/sys/fs/cgroup"), ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            base = Path("/sys/fs/cgroup/memory")
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        else:
-            continue
-        # In a container the group's own folder is often mounted as the root.
-        inner = base / group.lstrip("/")
-        found += read_groups(inner if inner.is_dir() else base, base, names)
-    return found
-
-
-def read_groups(inner: Path, base: Path, names: tuple[str, str, str]) -> list[tuple[int, int, int]]:
-    """Return (limit, usage, reclaimable cache) of the group `inner` and each above it up to `base` that has a limit."""
-    found = []
-    for folder in (inner, *inner.parents):
-        try:
-            limit, usage = ((folder / name).read_text().strip() for name in names[:2])
-            statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            if limit != "max":
-                found.append((int(limit), int(usage), int(statistics.get(names[2], 0))))
-        except (OSError, ValueError):
-            pass  # the root group has no limit to read
-        if folder == base:
-            break
-    return found

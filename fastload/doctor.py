@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from fastload import __version__
-from fastload.devices import free_host_bytes
+from fastload.memory import free_host_bytes
 from fastload.placement import gib
 from fastload.profiling.report import cpu_name, installed
 

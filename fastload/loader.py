@@ -7,24 +7,28 @@ Accelerate wants to know while it is iterated, it tells through `GradientState`.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from fastload.augment import Augment
 from fastload.augment.philox import derive
+from fastload.cut import parse_cut
 from fastload.devices import Rank, current_rank, parse_device
 from fastload.errors import ConfigError, printable
-from fastload.formats import Dataset
-from fastload.placement import Kind, Placement, choose
+from fastload.formats import AnyDataset, MapDataset
+from fastload.placement import Kind, Placement
 from fastload.records import UNLABELLED
+from fastload.resharding import Holdings
 from fastload.shares import Shares
-from fastload.stores import MappedStore, Store, TensorStore
+from fastload.stores import Served, Wanted
+from fastload.stores.sharded import ShardedStore
+from fastload.storing import Wish, make_store, one_size, place
+from fastload.together import can_talk
 
 STATE_VERSION = 1
 
@@ -38,17 +42,25 @@ class Loader:
     together see each sample at most once (`drop_last`) or exactly once.
 
     Args:
-        dataset: one split, from `open_dataset`.
+        dataset: one split, from `open_dataset`; or any map-style dataset, which is read through DataLoader.
         batch_size: samples per rank and step.
         augment: an Augment, of images only; without one, float32 images in 0..1 of the stored size.
         device: where batches are wanted; Accelerate's, else cuda, else mps, else cpu.
-        placement: the memory that serves them: `gpu`, `host`, `mapped`, or `auto`: the fastest that fits.
+        placement: the memory that serves them: `gpu`, `gpu_sharded` (each rank a share), `host`, `mapped`; `ffcv`
+            (a .beton) and `folder` (sample by sample through DataLoader, to compare with); or `auto`: the fastest
+            of gpu, host and mapped that fits.
         shuffle: a new order every epoch, keyed on (seed, epoch), of the samples that have a label.
         drop_last: leave out the partial last step; as `shuffle` where not given: training needs equal
             steps, evaluation every sample.
         seed: of order and draws.
-        rank, world_size: which share; from Accelerate or torch.distributed where not given.
-        progress: show a bar on standard error while the images are brought into place.
+        rank, world_size: which share; from Accelerate or torch.distributed where not given. Then every rank makes
+            its loaders, in the same order: they choose one placement, and those of a node share one copy of `host`.
+        cut: of images of their own sizes: torchvision's RandomResizedCrop, Resize((S, T)), or Resize and CenterCrop,
+            done on the CPU as they are decoded. Augment does the rest.
+        workers: threads (`ffcv`) or processes (`folder`) that read and decode; one per core where not given.
+        reserve_bytes: GPU memory kept for the model; where not given, `auto` keeps half of what is free.
+        reshuffle_every: `gpu_sharded`: epochs after which ranks swap samples.
+        progress: say on standard error where the samples go, and show a bar while they do.
 
     Attributes:
         dataset: what it loads.
@@ -68,7 +80,7 @@ class Loader:
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: AnyDataset | Any,
         batch_size: int,
         *,
         augment: Augment | None = None,
@@ -79,45 +91,66 @@ class Loader:
         seed: int = 0,
         rank: int | None = None,
         world_size: int | None = None,
+        cut: Any = None,
+        workers: int | None = None,
+        reserve_bytes: int | None = None,
+        reshuffle_every: int = 1,
         progress: bool = False,
     ) -> None:
         if (rank is None) != (world_size is None):
             raise ConfigError("rank and world_size go together; pass both or neither.")
         here = current_rank() if rank is None or world_size is None else Rank(rank=rank, world_size=world_size)
         self.rank = here.rank
+        self.dataset: AnyDataset = dataset if isinstance(dataset, AnyDataset) else MapDataset(dataset)
+        dataset = self.dataset
         # Unlabelled samples are there for prediction: in a fixed order they come along, to train on they do not.
         self._ids: torch.Tensor | None = None
-        if shuffle and not dataset.is_regression and bool((dataset.labels == UNLABELLED).any()):
-            self._ids = torch.nonzero(dataset.labels != UNLABELLED).flatten()
+        if shuffle and dataset.labels is not None and not dataset.is_regression:
+            labelled = dataset.labels != UNLABELLED
+            self._ids = None if bool(labelled.all()) else torch.nonzero(labelled).flatten()
         num_samples = len(dataset) if self._ids is None else len(self._ids)
         self.shares = Shares(
             num_samples=num_samples, batch_size=batch_size, world_size=here.world_size,
             drop_last=shuffle if drop_last is None else drop_last,
         )  # fmt: skip
-        if not 0 <= self.rank < self.shares.world_size:
-            raise ConfigError(f"rank={self.rank}: ranks of {self.shares.world_size} are counted from 0.")
-        if self.shares.num_steps == 0:
-            raise ConfigError(
-                f"{printable(dataset.path)}: {dataset.split} has {num_samples:,} samples, less than one step of "
-                f"{self.shares.global_batch:,} ({batch_size} x {self.shares.world_size} ranks); "
-                "use a smaller batch size, or drop_last=False."
-            )
-        if not 0 <= seed < 2**63:
-            raise ConfigError(f"seed={seed}: seeds lie between 0 and 2**63 - 1.")
-        self.dataset = dataset
+        self._check(seed, workers, reshuffle_every)
         if dataset.is_table and augment is not None:
             raise ConfigError(f"{printable(dataset.path)} is a table, and augment is for images; leave it out.")
-        self.augment = augment if augment is not None or dataset.is_table else Augment()
+        if not dataset.is_uint8 and augment is not None:
+            raise ConfigError(
+                f"{printable(dataset.path)} gives floats, and augment takes stored pixels; leave augment out, or the "
+                "dataset's own ToTensor and Normalize."
+            )
+        self.augment = augment if augment is not None or not dataset.is_uint8 else Augment()
         self.device = parse_device(device)
         self.shuffle = shuffle
         self.seed = seed
-        self.placement: Placement = choose(placement, dataset.num_bytes, describe(dataset), self.device)
-        self._store = self._make_store(progress)
+        self.reshuffle_every = reshuffle_every
+        self._cut = None if cut is None else parse_cut(cut)
+        one_size(dataset, self._cut)
+        wish = Wish(
+            kind=placement, device=self.device, batch_size=batch_size, rank=here.rank, world_size=here.world_size,
+            together=rank is None and can_talk(here.world_size), reserve_bytes=reserve_bytes, workers=workers,
+            cut=self._cut, progress=progress,
+        )  # fmt: skip
+        self.placement: Placement = place(dataset, wish)
+        self._holdings = Holdings(self.shares, seed)
+        if self._is_sharded and here.world_size > 1 and not self._holdings.num_swapped:
+            raise ConfigError(
+                f'placement="gpu_sharded": {num_samples:,} samples are too few for {here.world_size} ranks to swap; '
+                'use placement="gpu".'
+            )
+        self._store = make_store(dataset, self.placement, wish, self._holdings, self._ids)
+        # Where this rank's own samples begin in an order of all of them, if it has any.
+        own = self.rank * batch_size
+        self._first = own if self.placement.kind == "gpu_sharded" and not shuffle and own < num_samples else 0
         # A stream of their own: copies of the next batch then run beside the step that uses this one.
         self._copies: torch.cuda.Stream | None = None
         if self.device.type == "cuda":
             self._copies = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-        self._labels = dataset.labels.to(self.device) if self.placement.kind == "gpu" else dataset.labels
+        self._labels = dataset.labels
+        if self._labels is not None and self.placement.kind in ("gpu", "gpu_sharded"):
+            self._labels = self._labels.to(self.device)
 
         self.epoch = 0
         self.num_valid = 0
@@ -128,28 +161,55 @@ class Loader:
         self._steps_done = 0  # of the current pass, in batches handed out
         self._resuming = False
 
+    @classmethod
+    def from_accelerator(cls, accelerator: Any, dataset: AnyDataset | Any, batch_size: int, **options: Any) -> Loader:
+        """Return a loader with the accelerator's device and this process's share.
+
+        Args:
+            accelerator: Accelerate's; with `split_batches`, `batch_size` is that of all ranks together.
+            dataset, batch_size, options: as of Loader.
+
+        Raises:
+            ConfigError: as Loader; or `split_batches` and a batch that the ranks cannot share equally.
+        """
+        world_size = int(accelerator.num_processes)
+        if accelerator.split_batches:
+            if batch_size % world_size:
+                raise ConfigError(
+                    f"batch_size={batch_size}: split_batches shares it among {world_size} ranks; pass a multiple."
+                )
+            batch_size //= world_size
+        # Rank and number of ranks are not passed on: Accelerate's state, which it has set up, says them.
+        return cls(dataset, batch_size, **{"device": accelerator.device, **options})
+
     def __len__(self) -> int:
         """Return the number of steps in one epoch, the same on every rank."""
         return self.shares.num_steps
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        if self._steps_done and not self._resuming:
-            self.epoch += 1  # the last pass was left before its end: this is a new one, with a new order
-            self._steps_done = 0
+        self._leave_pass()
         self._resuming = False
-        order = self._order()
         first, epoch = self._steps_done, self.epoch
-        with self._registered():
-            upcoming = self._fetch(order, first)
+        with self._registered(), closing(self._serve(epoch, first)) as served:
+            upcoming = self._fetch(next(served))
             for step in range(first, len(self)):
                 fetched, last = upcoming, step + 1 == len(self)
                 if not last:
                     # Before this batch is used: the copy of the next one runs beside the step.
-                    upcoming = self._fetch(order, step + 1)
+                    upcoming = self._fetch(next(served))
                 batch = self._finish(fetched, epoch)
                 self.num_valid, self.batch_ids, self.end_of_dataloader = fetched.num_valid, fetched.ids, last
                 self.epoch, self._steps_done = (epoch + 1, 0) if last else (epoch, step + 1)
                 yield batch
+
+    def skip(self, num_steps: int) -> None:
+        """Leave out the next `num_steps` steps, over the end of an epoch if need be: none of them is read."""
+        if num_steps < 0:
+            raise ConfigError(f"num_steps={num_steps}: a number of steps from 0 on is needed.")
+        self._leave_pass()
+        epochs, self._steps_done = divmod(self._steps_done + num_steps, len(self))
+        self.epoch += epochs
+        self._resuming = self._steps_done > 0
 
     def set_epoch(self, epoch: int) -> None:
         """Make `epoch` the next pass, from its start."""
@@ -164,6 +224,7 @@ class Loader:
             "dataset": self.dataset.digest,
             "split": self.dataset.split,
             "seed": self.seed,
+            "order": f"shares, swapped every {self.reshuffle_every}" if self._is_sharded else "whole",
             "epoch": self.epoch,
             "samples_seen": self._steps_done * self.shares.global_batch,
             "global_batch": self.shares.global_batch,
@@ -173,12 +234,12 @@ class Loader:
         """Go on where `state` was taken: the next pass gives the batches that were still to come.
 
         Raises:
-            ConfigError: another dataset, split, seed or version, or within an epoch another global batch.
+            ConfigError: another dataset, split, seed or version, or within an epoch another global batch or order.
         """
         own = self.state_dict()
         if state.get("version") != STATE_VERSION:
             raise ConfigError(f"loader state has version {state.get('version')!r}, not {STATE_VERSION}; start anew.")
-        for key in ("dataset", "split", "seed", *(("global_batch",) if state["samples_seen"] else ())):
+        for key in ("dataset", "split", "seed", *(("global_batch", "order") if state["samples_seen"] else ())):
             if state[key] != own[key]:
                 raise ConfigError(
                     f"loader state has {key} {printable(state[key])}, this loader {printable(own[key])}; "
@@ -188,38 +249,76 @@ class Loader:
         self._steps_done = int(state["samples_seen"]) // self.shares.global_batch
         self._resuming = self._steps_done > 0
 
-    def _make_store(self, progress: bool) -> Store:
-        pinned = self.device.type == "cuda"
-        shards = self.dataset.shards
-        if self.placement.kind == "mapped":
-            return MappedStore(shards, pinned=pinned)
-        in_gpu = self.placement.kind == "gpu"
-        with _bar(f"load {self.dataset.split}", self.dataset.num_bytes, progress) as advance:
-            where = self.device if in_gpu else torch.device("cpu")
-            return TensorStore(shards, where, pinned=pinned and not in_gpu, advance=advance)
+    @property
+    def _is_sharded(self) -> bool:
+        return self.placement.kind == "gpu_sharded" and self.shuffle
 
-    def _order(self) -> torch.Tensor:
+    def _check(self, seed: int, workers: int | None, reshuffle_every: int) -> None:
+        shares = self.shares
+        if not 0 <= self.rank < shares.world_size:
+            raise ConfigError(f"rank={self.rank}: ranks of {shares.world_size} are counted from 0.")
+        if shares.num_steps == 0:
+            raise ConfigError(
+                f"{printable(self.dataset.path)}: {self.dataset.split} has {shares.num_samples:,} samples, less than "
+                f"one step of {shares.global_batch:,} ({shares.batch_size} x {shares.world_size} ranks); "
+                "use a smaller batch size, or drop_last=False."
+            )
+        if not 0 <= seed < 2**63:
+            raise ConfigError(f"seed={seed}: seeds lie between 0 and 2**63 - 1.")
+        if reshuffle_every < 1 or (workers is not None and workers < 0):
+            raise ConfigError(
+                f"reshuffle_every={reshuffle_every}, workers={workers}: at least 1 epoch, and 0 or more workers."
+            )
+
+    def _leave_pass(self) -> None:
+        """Go on with the next epoch where the last pass was left before its end: it shall not be repeated."""
+        if self._steps_done and not self._resuming:
+            self.epoch += 1
+            self._steps_done = 0
+
+    def _order(self, epoch: int) -> torch.Tensor:
+        """Return sample ids in the order of an epoch, of all ranks; of a sharded placement, of this one."""
         if not self.shuffle:
             return torch.arange(len(self.dataset))
-        low, high = derive(self.seed, self.epoch)
-        generator = torch.Generator().manual_seed((high << 32 | low) - 2**63)
-        order = torch.randperm(self.shares.num_samples, generator=generator)
+        if isinstance(self._store, ShardedStore):
+            held = self._store.held[self._holdings.order(epoch, self.rank)]
+            order = held if len(held) else torch.zeros(1, dtype=torch.int64)
+        else:
+            low, high = derive(self.seed, epoch)
+            generator = torch.Generator().manual_seed((high << 32 | low) - 2**63)
+            order = torch.randperm(self.shares.num_samples, generator=generator)
         return order if self._ids is None else self._ids[order]
 
-    def _fetch(self, order: torch.Tensor, step: int) -> _Fetched:
-        """Gather the stored samples and labels of one step, and begin their copy to the device."""
+    def _serve(self, epoch: int, first: int) -> Generator[Served, None, None]:
+        """Return what the store gives for the steps of an epoch from `first` on."""
+        if isinstance(self._store, ShardedStore) and self.shuffle:
+            self._store.begin_round(epoch // self.reshuffle_every)
+        order = self._order(epoch)
+        return self._store.serve(self._wanted(order, step, epoch) for step in range(first, len(self)))
+
+    def _wanted(self, order: torch.Tensor, step: int, epoch: int) -> Wanted:
         start, stop, num_padding = self.shares.rows(step, self.rank)
-        # Padding repeats the order's first sample: real data of the right shape, and never counted.
-        ids = torch.cat([order[start:stop], order[:1].expand(num_padding)])
-        samples = self._store.gather(ids)
-        labels = self._labels[ids.to(self._labels.device, non_blocking=True)]
+        if self._is_sharded:  # the order is this rank's own
+            start, stop = step * self.shares.batch_size, step * self.shares.batch_size + stop - start
+        # Padding repeats the first sample, or the first that this rank holds: of the right shape, and never counted.
+        padding = order[self._first : self._first + 1].expand(num_padding)
+        ids = torch.cat([order[start:stop], padding])
+        boxes = None if self._cut is None else partial(self._cut.boxes, seed=self.seed, epoch=epoch)
+        return Wanted(ids=ids, num_valid=stop - start, boxes=boxes)
+
+    def _fetch(self, served: Served) -> _Fetched:
+        """Look up the labels of one step, and begin the copy of its samples to the device."""
+        ids, samples, labels = served.wanted.ids, served.samples, served.labels
+        if labels is None:
+            assert self._labels is not None
+            labels = self._labels[ids.to(self._labels.device, non_blocking=True)]
         copied = None
         if samples.device != self.device:
             with torch.cuda.stream(self._copies) if self._copies is not None else nullcontext():
                 samples = samples.to(self.device, non_blocking=True)
                 labels = labels.to(self.device, non_blocking=True)
             copied = self._copies.record_event() if self._copies is not None else None
-        return _Fetched(ids=ids, num_valid=stop - start, samples=samples, labels=labels, copied=copied)
+        return _Fetched(ids=ids, num_valid=served.wanted.num_valid, samples=samples, labels=labels, copied=copied)
 
     def _finish(self, fetched: _Fetched, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Augment what was fetched, on the stream that uses it."""
@@ -260,16 +359,3 @@ class _Fetched:
     samples: torch.Tensor
     labels: torch.Tensor
     copied: torch.cuda.Event | None
-
-
-def describe(dataset: Dataset) -> str:
-    """Return a split's size in words, e.g. `3,887 x 128x128x3 uint8`."""
-    return f"{len(dataset):,} x {dataset.manifest.sample}"
-
-
-@contextmanager
-def _bar(name: str, total: int, show: bool) -> Iterator[Callable[[int], object]]:
-    columns = (TextColumn("[bold]{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not show, transient=True) as bar:
-        task = bar.add_task(name, total=total)
-        yield lambda num_bytes: bar.advance(task, num_bytes)

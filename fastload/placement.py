@@ -2,74 +2,174 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 
-from fastload.devices import free_host_bytes
 from fastload.errors import ConfigError, PlacementError, printable
+from fastload.memory import free_host_bytes
 
-Kind = Literal["gpu", "host", "mapped", "auto"]
+Kind = Literal["gpu", "gpu_sharded", "host", "mapped", "ffcv", "folder", "auto"]
 
 # Left to the model, its gradients and its activations. A guess that errs towards `host`, which costs
 # a few percent at worst, where a full GPU costs the run.
 GPU_RESERVE_SHARE = 0.5
 # Left to the rest of the machine.
 HOST_RESERVE_SHARE = 0.2
+# Batches under way: one in use, one on its way, one being gathered; each as stored and as float32.
+BATCHES_UNDER_WAY = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """What has to lie in memory.
+
+    Attributes:
+        num_samples: of the split.
+        sample_shape: of one sample: (H, W, C) or (D,).
+        itemsize: bytes of one stored number.
+        batch_size: samples per rank and step.
+        what: the split in words, e.g. `3,887 x 128x128x3 uint8`.
+        world_size: ranks that share one copy where it is sharded.
+    """
+
+    num_samples: int
+    sample_shape: tuple[int, ...]
+    itemsize: int
+    batch_size: int
+    what: str
+    world_size: int = 1
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all samples."""
+        return self.num_samples * math.prod(self.sample_shape) * self.itemsize
+
+    @property
+    def working_bytes(self) -> int:
+        """Bytes of the batches under way."""
+        return BATCHES_UNDER_WAY * self.batch_size * math.prod(self.sample_shape) * (self.itemsize + 4)
+
+    def __str__(self) -> str:
+        return f"{gib(self.num_bytes)} ({self.what}) and {gib(self.working_bytes)} of batches"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """The memory that serves batches: `gpu`, `host` or `mapped`, and the sentence that says why."""
+    """The memory that serves batches, and the sentence that says why; as text, one line with both."""
 
-    kind: Literal["gpu", "host", "mapped"]
+    kind: Literal["gpu", "gpu_sharded", "host", "mapped", "ffcv", "folder"]
     reason: str
 
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.reason}"
 
-def choose(kind: str, num_bytes: int, what: str, device: torch.device) -> Placement:
-    """Choose the memory for `num_bytes` of images.
+
+def choose(kind: str, need: Need, device: torch.device, *, reserve_bytes: int | None = None) -> Placement:
+    """Choose the memory for one split of a resident dataset.
 
     Args:
         kind: what was asked for; `auto` takes the fastest that fits: gpu, else host, else mapped.
-        num_bytes: the split's images.
-        what: the split in words, e.g. `3,887 x 128x128x3 uint8`.
+        need: the split.
         device: where the batches are wanted.
+        reserve_bytes: kept free on the device for the model; where not given, `auto` keeps half of what is free.
 
     Raises:
-        ConfigError: no such placement.
-        PlacementError: the asked-for memory does not hold them.
+        ConfigError: no such placement, or not for such a dataset.
+        PlacementError: the asked-for memory does not hold them; says what would.
     """
+    check_kind(kind)
+    if reserve_bytes is not None and reserve_bytes < 0:
+        raise ConfigError(f"reserve_bytes={reserve_bytes}: a number of bytes from 0 on is needed.")
+    fits = _Fits(need, device, reserve_bytes)
+    if kind == "auto":
+        return fits.best()
+    if kind in ("gpu", "gpu_sharded"):
+        return fits.gpu("gpu" if kind == "gpu" else "gpu_sharded")
+    if kind == "host":
+        if need.num_bytes + need.working_bytes > fits.host_free:
+            raise PlacementError(
+                f'placement="host" needs {need}; {gib(fits.host_free)} of RAM are free. {fits.advice(fits.host_free)}'
+            )
+        return Placement(kind="host", reason=f"{need}, {gib(fits.host_free)} of RAM free")
+    if kind == "folder":
+        return Placement(kind="folder", reason=f"{need.what}, one by one through DataLoader")
+    if kind == "ffcv":
+        raise ConfigError('placement="ffcv" is for .beton files; use placement="auto", or convert with --format ffcv.')
+    return Placement(kind="mapped", reason=f"{need}, read through the page cache")
+
+
+def check_kind(kind: str) -> None:
+    """Raise ConfigError where there is no such placement."""
     if kind not in get_args(Kind):
         raise ConfigError(f"placement={printable(repr(kind))}: not one of {', '.join(get_args(Kind))}.")
-    need = f"{gib(num_bytes)} ({what})"
-    gpu_free = _free_gpu_bytes(device)
-    host_free = free_host_bytes()
-    if kind == "auto":
-        if gpu_free is not None and num_bytes <= gpu_free * (1 - GPU_RESERVE_SHARE):
-            return Placement(kind="gpu", reason=f"{need} fits {device}, {gib(gpu_free)} free")
-        if num_bytes <= host_free * (1 - HOST_RESERVE_SHARE):
-            why = "" if gpu_free is None else f"does not fit {device} ({gib(gpu_free)} free) beside a model; "
-            return Placement(kind="host", reason=f"{need} {why}fits RAM, {gib(host_free)} free")
-        return Placement(kind="mapped", reason=f"{need} does not fit RAM, {gib(host_free)} free")
-    if kind == "gpu":
-        if gpu_free is None:
-            raise PlacementError(f'placement="gpu" needs a GPU, and the device is {device}. Use placement="auto".')
-        if num_bytes > gpu_free:
-            instead = "host" if num_bytes <= host_free else "mapped"
+
+
+class _Fits:
+    """What this device and this host have free, held against one need."""
+
+    def __init__(self, need: Need, device: torch.device, reserve_bytes: int | None) -> None:
+        self.need, self.device, self.reserve_bytes = need, device, reserve_bytes
+        self.gpu_free = _free_gpu_bytes(device)
+        self.host_free = free_host_bytes()
+
+    def best(self) -> Placement:
+        """Return gpu, else host, else mapped."""
+        need, wanted = self.need, self.need.num_bytes + self.need.working_bytes
+        why = ""
+        if self.gpu_free is not None:
+            reserve = int(self.gpu_free * GPU_RESERVE_SHARE) if self.reserve_bytes is None else self.reserve_bytes
+            numbers = f"{self.device}, {gib(self.gpu_free)} free, {gib(reserve)} of it for the model"
+            if wanted <= self.gpu_free - reserve:
+                return Placement(kind="gpu", reason=f"{need} fit {numbers}")
+            why = f"do not fit {numbers}; they "
+        if wanted <= self.host_free * (1 - HOST_RESERVE_SHARE):
+            return Placement(kind="host", reason=f"{need} {why}fit RAM, {gib(self.host_free)} free")
+        left = gib(int(self.host_free * HOST_RESERVE_SHARE))
+        return Placement(
+            kind="mapped", reason=f"{need} {why}do not fit RAM, {gib(self.host_free)} free, {left} of it for the rest"
+        )
+
+    def gpu(self, kind: Literal["gpu", "gpu_sharded"]) -> Placement:
+        """Return `gpu` or `gpu_sharded`, or raise PlacementError."""
+        need = self.need
+        if self.gpu_free is None:
+            if kind == "gpu_sharded" and self.device.type == "cpu":
+                return Placement(kind=kind, reason=f"1 of {need.world_size} shares of {need}, in this process's RAM")
+            raise PlacementError(f'placement="{kind}" needs a GPU, and the device is {self.device}. '
+                                 'Use placement="auto".')  # fmt: skip
+        free = self.gpu_free - (self.reserve_bytes or 0)
+        share = f"1 of {need.world_size} shares of " if kind == "gpu_sharded" else ""
+        ranks = need.world_size if kind == "gpu_sharded" else 1
+        if -(-need.num_bytes // ranks) + need.working_bytes > free:
+            kept = f" beside {gib(self.reserve_bytes)} for the model" if self.reserve_bytes else ""
             raise PlacementError(
-                f'placement="gpu" needs {need}; {device} has {gib(gpu_free)} free. '
-                f'Use placement="{instead}", or convert with a smaller --size.'
+                f'placement="{kind}" needs {share}{need}; {self.device} has {gib(free)} free{kept}. '
+                f"{self.advice(free, share_fits=kind == 'gpu')}"
             )
-        return Placement(kind="gpu", reason=f"{need}, {gib(gpu_free)} free on {device}")
-    if kind == "host":
-        if num_bytes > host_free:
-            raise PlacementError(
-                f'placement="host" needs {need}; {gib(host_free)} of RAM are free. '
-                'Use placement="mapped", or convert with a smaller --size.'
-            )
-        return Placement(kind="host", reason=f"{need}, {gib(host_free)} of RAM free")
-    return Placement(kind="mapped", reason=f"{need}, read through the page cache")
+        return Placement(kind=kind, reason=f"{share}{need}, {gib(self.gpu_free)} free on {self.device}")
+
+    def advice(self, free: int, *, share_fits: bool = False) -> str:
+        """Return what would fit where `free` bytes do not hold the split: other memory, smaller images."""
+        need = self.need
+        instead = ["mapped"]
+        if self.need.num_bytes + need.working_bytes <= self.host_free:
+            instead = ["host"]
+        if share_fits and need.world_size > 1 and need.num_bytes // need.world_size + need.working_bytes <= free:
+            instead = ["gpu_sharded", *instead]
+        words = f"Use placement={' or '.join(f'{chr(34)}{kind}{chr(34)}' for kind in instead)}"
+        if len(need.sample_shape) == 3:
+            # Both the samples and the batches shrink with the square of the side.
+            side = int(need.sample_shape[0] * math.sqrt(free / (need.num_bytes + need.working_bytes))) // 16 * 16
+            if side >= 16:
+                words += f", or convert with --size {side} ({gib(_at(need, side))})"
+        return f"{words}."
+
+
+def _at(need: Need, side: int) -> int:
+    return need.num_samples * side * side * need.sample_shape[2] * need.itemsize
 
 
 def gib(num_bytes: int) -> str:

@@ -323,7 +323,7 @@ class Trainer:
             "num_processes": self.accelerator.num_processes, "device": self.accelerator.device.type,
             "precision": self.accelerator.mixed_precision,
             "data": {
-                "name": train.dataset.manifest.source.get("name"), "digest": train.dataset.digest,
+                "name": train.dataset.source_name, "digest": train.dataset.digest,
                 "image": list(train.dataset.sample_shape), "train": len(train.dataset),
                 "placement": train.placement.kind,
             },

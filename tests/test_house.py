@@ -12,9 +12,19 @@ import fastload
 from tests.conftest import ROOT
 
 FLOORS = {
-    0: ["records", "errors", "files", "places", "shares", "devices"],
+    0: ["records", "errors", "files", "places", "shares", "resharding", "devices", "memory", "recycling", "together"],
     1: ["decode", "placement", "output", "pool", "stores", "sheet", "sources", "formats", "augment", "profiling"],
-    2: ["conversion", "conversion_dask", "conversion_ffcv", "conversion_tables", "filling", "plan", "loader"],
+    2: [
+        "conversion",
+        "conversion_dask",
+        "conversion_ffcv",
+        "conversion_tables",
+        "filling",
+        "plan",
+        "loader",
+        "storing",
+        "cut",
+    ],
     3: ["train", "checkpoint"],
     4: ["cli", "doctor"],
 }
@@ -25,6 +35,7 @@ SAME_FLOOR = {
     ("conversion_ffcv", "conversion"), ("conversion_tables", "conversion"), ("conversion_tables", "plan"),
     ("conversion", "conversion_tables"), ("conversion", "conversion_dask"), ("conversion_dask", "filling"),
     ("conversion_dask", "plan"), ("files", "places"), ("records", "places"),
+    ("resharding", "shares"), ("loader", "storing"), ("loader", "cut"), ("storing", "cut"),
 }  # fmt: skip
 
 

@@ -64,6 +64,19 @@ def test_on_a_gpu_the_batches_are_those_of_the_cpu(dataset: Path, placement: str
         assert torch.equal(la, lb.cpu())
 
 
+@pytest.mark.gpu
+def test_on_a_gpu_a_share_is_what_the_cpu_holds(dataset: Path) -> None:
+    opened = open_dataset(dataset)
+    for rank in range(2):
+        options = {"placement": "gpu_sharded", "augment": Augment(dtype=torch.uint8), "rank": rank, "world_size": 2}
+        on_cpu, on_gpu = (Loader(opened, 3, device=device, **options) for device in ("cpu", "cuda"))  # type: ignore[arg-type]
+        for _ in range(3):
+            for (a, la), (b, lb) in zip(on_cpu, on_gpu, strict=True):
+                assert b.device.type == lb.device.type == "cuda"
+                assert torch.equal(a, b.cpu())
+                assert torch.equal(la, lb.cpu())
+
+
 def test_an_epoch_sees_every_sample_once_in_a_new_order(dataset: Path) -> None:
     loader = Loader(open_dataset(dataset), 4, drop_last=False)
     first, second = ids_of(loader), ids_of(loader)
@@ -265,6 +278,12 @@ def test_wrong_arguments(dataset: Path) -> None:
         Loader(opened, 4, placement="floppy")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="epoch"):
         Loader(opened, 4).set_epoch(-1)
+    with pytest.raises(ConfigError, match="too few for 13 ranks"):
+        Loader(opened, 1, placement="gpu_sharded", device="cpu", rank=0, world_size=13)
+    with pytest.raises(ConfigError, match="reshuffle_every=0"):
+        Loader(opened, 1, placement="gpu_sharded", device="cpu", reshuffle_every=0)
+    with pytest.raises(ConfigError, match="workers=-1"):
+        Loader(opened, 1, placement="folder", workers=-1)
     with pytest.raises(PlacementError, match="needs a GPU"):
         Loader(opened, 4, placement="gpu", device="cpu")
 

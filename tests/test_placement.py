@@ -4,9 +4,9 @@ from unittest import mock
 import pytest
 import torch
 
-from fastload import devices, placement
+from fastload import devices, memory, placement
 from fastload.errors import ConfigError, PlacementError
-from fastload.placement import choose
+from fastload.placement import Need, choose
 
 GIB = 2**30
 CUDA = torch.device("cuda", 0)
@@ -17,7 +17,11 @@ def choose_with(kind: str, need: int, *, gpu: int | None, host: int) -> str:
         mock.patch.object(placement, "_free_gpu_bytes", return_value=gpu),
         mock.patch.object(placement, "free_host_bytes", return_value=host),
     ):
-        return choose(kind, need, "n x HxWx3 uint8", CUDA).kind
+        return choose(kind, needing(need), CUDA).kind
+
+
+def needing(num_bytes: int, world_size: int = 1) -> Need:
+    return Need(num_samples=num_bytes, sample_shape=(1,), itemsize=1, batch_size=1, what="n x 1", world_size=world_size)
 
 
 @pytest.mark.parametrize(
@@ -48,14 +52,14 @@ def test_what_does_not_fit_says_what_would() -> None:
 
 def test_the_control_group_limits_what_is_free() -> None:
     with (
-        mock.patch.object(devices, "meminfo_bytes", return_value=64 * GIB),
-        mock.patch.object(devices, "_control_groups", return_value=[(8 * GIB, 5 * GIB, 2 * GIB), (20 * GIB, GIB, 0)]),
+        mock.patch.object(memory, "meminfo_bytes", return_value=64 * GIB),
+        mock.patch.object(memory, "_control_groups", return_value=[(8 * GIB, 5 * GIB, 2 * GIB), (20 * GIB, GIB, 0)]),
     ):
-        assert devices.free_host_bytes() == 5 * GIB  # page cache gives way
+        assert memory.free_host_bytes() == 5 * GIB  # page cache gives way
 
 
 def test_this_machine_has_memory() -> None:
-    assert 2**20 < devices.free_host_bytes() <= devices.meminfo_bytes("MemTotal")
+    assert 2**20 < memory.free_host_bytes() <= memory.meminfo_bytes("MemTotal")
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "", "cuda:x"])
@@ -68,6 +72,85 @@ def test_a_group_file_is_read_as_linux_writes_it(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("max\n")
     group = tmp_path / "job"
     group.mkdir()
-    for name, text in (("memory.max", "1000"), ("memory.current", "600"), ("memory.stat", "anon 5\ninactive_file 100")):
+    for name, text in (
+        ("memory.max", "1000"),
+        ("memory.current", "600"),
+        ("memory.stat", "anon 5\ninactive_file 60\nactive_file 40"),
+    ):
         (group / name).write_text(text + "\n")
-    assert devices.read_groups(group, tmp_path, ("memory.max", "memory.current", "inactive_file")) == [(1000, 600, 100)]
+    assert memory.read_groups(group, tmp_path, ("memory.max", "memory.current", "")) == [(1000, 600, 100)]
+
+
+# --- the sum ---
+
+IMAGES = Need(
+    num_samples=1_281_167, sample_shape=(224, 224, 3), itemsize=1, batch_size=256, what="1,281,167 x 224x224x3 uint8",
+    world_size=8,
+)  # fmt: skip
+
+
+def refused(kind: str, need: Need, *, gpu: int | None, host: int, reserve: int | None = None) -> str:
+    with (
+        mock.patch.object(placement, "_free_gpu_bytes", return_value=gpu),
+        mock.patch.object(placement, "free_host_bytes", return_value=host),
+        pytest.raises(PlacementError) as caught,
+    ):
+        choose(kind, need, CUDA, reserve_bytes=reserve)
+    return str(caught.value)
+
+
+def test_an_error_names_everything_that_would_fit() -> None:
+    said = refused("gpu", IMAGES, gpu=121 * GIB, host=512 * GIB)
+    assert "179.6 GiB (1,281,167 x 224x224x3 uint8) and 551.2 MiB of batches; cuda:0 has 121.0 GiB free" in said
+    assert said.endswith('Use placement="gpu_sharded" or "host", or convert with --size 176 (110.9 GiB).')
+    assert refused("host", IMAGES, gpu=None, host=100 * GIB).endswith(
+        '"mapped", or convert with --size 160 (91.6 GiB).'
+    )
+    rows = Need(num_samples=GIB, sample_shape=(4,), itemsize=4, batch_size=1, what="rows")
+    assert "--size" not in refused("host", rows, gpu=None, host=GIB)
+
+
+def test_batches_and_the_model_count() -> None:
+    need = Need(num_samples=100, sample_shape=(GIB // 100,), itemsize=1, batch_size=10, what="n")
+    assert need.working_bytes == 3 * 10 * (GIB // 100) * 5
+    assert "for the model" in refused("gpu", need, gpu=3 * GIB, host=0, reserve=GIB)
+    with (
+        mock.patch.object(placement, "_free_gpu_bytes", return_value=3 * GIB),
+        mock.patch.object(placement, "free_host_bytes", return_value=GIB),
+    ):
+        assert choose("gpu", need, CUDA).kind == "gpu"
+        chosen = choose("auto", need, CUDA, reserve_bytes=0)
+        assert str(chosen).startswith("gpu: 1024.0 MiB (n) and 1.5 GiB of batches fit cuda:0, 3.0 GiB free, 0.0 KiB")
+        chosen = choose("auto", need, CUDA)
+        assert chosen.kind == "mapped"
+        assert "1.5 GiB of it for the model; they do not fit RAM, 1.0 GiB free" in chosen.reason
+    with pytest.raises(ConfigError, match="reserve_bytes"):
+        choose("auto", need, CUDA, reserve_bytes=-1)
+
+
+@pytest.mark.parametrize(
+    ("variables", "mib"),
+    [
+        ({"SLURM_MEM_PER_NODE": "4096"}, 4096),
+        ({"SLURM_MEM_PER_CPU": "100", "SLURM_CPUS_ON_NODE": "3"}, 300),
+        ({"SLURM_MEM_PER_GPU": "500", "SLURM_GPUS_ON_NODE": "2", "SLURM_MEM_PER_NODE": "0"}, 1000),
+        ({"SLURM_MEM_PER_NODE": "0"}, None),  # the whole node
+        ({"SLURM_MEM_PER_CPU": "100"}, None),
+        ({"SLURM_MEM_PER_NODE": "many"}, None),
+    ],
+)
+def test_what_slurm_grants(variables: dict[str, str], mib: int | None) -> None:
+    assert memory.slurm_bytes({"SLURM_JOB_ID": "7", **variables}) == (None if mib is None else mib << 20)
+    assert memory.slurm_bytes(variables) is None  # left over from another job
+
+
+def test_a_slurm_job_counts_what_its_processes_have_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "8192")
+    with (
+        mock.patch.object(memory, "_job_processes", return_value=[1, 2]),
+        mock.patch.object(memory, "_resident_bytes", return_value=GIB),
+        mock.patch.object(memory, "_control_groups", return_value=[]),
+        mock.patch.object(memory, "meminfo_bytes", return_value=64 * GIB),
+    ):
+        assert memory.free_host_bytes() == 6 * GIB

@@ -6,10 +6,12 @@ holds, its classes and its checksum. Foreign betons have none, and open all the 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import warnings
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from fastload.errors import DatasetError, printable
 from fastload.formats.beton import RAW, BetonField, BetonInfo, blocks, check_beton, damaged, inspect
 from fastload.formats.ffcv_writer import FORMAT, VERSION, Mode, write_beton
 from fastload.formats.resident import sha256_of
+from fastload.records import SPLITS
 
 __all__ = [
     "Beton",
@@ -40,20 +43,29 @@ class Beton(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
 
     Attributes:
         info: what the file says of itself.
+        split: `train`, `valid` or `test`: what the file is called, or else what the caller calls it.
         about: what the JSON beside it says; empty where there is none of ours.
         labels: int64 [N], in memory.
         classes: class names, index = label; empty where no JSON names them.
         sizes: int64 [N, 2], (H, W) of every image.
+        modes: uint8 [N], RAW or JPG of formats/beton.py.
+        places_N2: int64 [N, 2], where an image's bytes begin in the file, and how many they are.
     """
 
-    def __init__(self, path: Path) -> None:
+    is_table = False
+    is_regression = False
+    is_uint8 = True
+
+    def __init__(self, path: Path, split: str = "train") -> None:
+        self.path = path
+        self.split = path.stem if path.stem in SPLITS else split
         self.info, places_NK2 = inspect(path)
         image, label = _column(self.info, "image", "image"), _column(self.info, "label", "int")
         with path.open("rb") as file:
             parts = blocks(file, path, self.info.metadata_start, self.info.metadata_type, self.info.num_samples)
             rows = np.concatenate([part[[image, label]] for part in parts])
-        self._modes = rows[image]["mode"].copy()
-        self._places_N2 = places_NK2[:, self.info.paged[image]].copy()
+        self.modes = rows[image]["mode"].copy()
+        self.places_N2 = places_NK2[:, self.info.paged[image]].astype(np.int64)
         sizes_N2 = np.stack([rows[image]["height"], rows[image]["width"]], -1)
         self.sizes = torch.from_numpy(sizes_N2.astype(np.int64))
         self.labels = torch.from_numpy(rows[label].astype(np.int64))
@@ -76,18 +88,55 @@ class Beton(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
             raise IndexError(f"sample {index} of {len(self)}")
         index %= len(self)
         height, width = (int(n) for n in self.sizes[index])
-        start, size = (int(n) for n in self._places_N2[index])
+        start, size = (int(n) for n in self.places_N2[index])
         data = bytearray(size)
         # Read, not mapped: a file that is cut under a mapping ends the process, here it is an error.
         with self.info.path.open("rb") as file:
             file.seek(start)
             if file.readinto(data) != size:
                 raise damaged(self.info.path, f"was cut: sample {index:,} is not whole")
-        if self._modes[index] == RAW:
+        if self.modes[index] == RAW:
             pixels = np.frombuffer(data, np.uint8).reshape(height, width, 3)
         else:
             pixels = self._decode(data, index, height, width)
         return torch.from_numpy(pixels), int(self.labels[index])
+
+    @property
+    def one_size(self) -> tuple[int, int] | None:
+        """(H, W) of all images; None where they are of their own sizes."""
+        height, width = (int(n) for n in self.sizes[0])
+        return (height, width) if bool((self.sizes == self.sizes[0]).all()) else None
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """(H, W, 3) of the largest image, or of all."""
+        return int(self.sizes[:, 0].max()), int(self.sizes[:, 1].max()), 3
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all images, decoded."""
+        return int(self.sizes.prod(1).sum()) * 3
+
+    @property
+    def sample(self) -> str:
+        """What a sample is, in words."""
+        height, width, _ = self.sample_shape
+        return f"{'' if self.one_size else 'up to '}{height}x{width}x3 uint8"
+
+    @property
+    def source_name(self) -> str:
+        """What the source is called."""
+        return self.path.stem
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the file as the JSON beside it says; of a foreign one, of its labels, sizes and places."""
+        if self.about:
+            return str(self.about["sha256"])
+        sha = hashlib.sha256(f"{self.info.num_bytes}\0".encode())
+        for part in (self.labels.numpy(), self.sizes.numpy(), self.places_N2):
+            sha.update(np.ascontiguousarray(part).tobytes())
+        return sha.hexdigest()
 
     def _decode(self, data: bytearray, index: int, height: int, width: int) -> npt.NDArray[np.uint8]:
         try:
@@ -102,7 +151,7 @@ class Beton(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
         raise damaged(self.info.path, f"was changed: sample {index:,} is {found}")
 
 
-def open_beton(path: str | Path) -> Beton:
+def open_beton(path: str | Path, split: str = "train") -> Beton:
     """Check a `.beton` file, ours or foreign, and open it: `len`, `[i] -> (uint8 [H, W, 3], label)`.
 
     The image is the field `image`, or the first one of images; the label is `label`, or the first one of
@@ -111,7 +160,7 @@ def open_beton(path: str | Path) -> Beton:
     Raises:
         DatasetError: as `check_beton`; or no image or label field; or the JSON beside it is of another file.
     """
-    return Beton(Path(path))
+    return Beton(Path(path), split)
 
 
 def find_beton_damage(path: str | Path, advance: Callable[[int], object] | None = None) -> Iterator[str]:

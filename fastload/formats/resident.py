@@ -288,6 +288,21 @@ class Dataset(torch.utils.data.Dataset[tuple[torch.Tensor, int | torch.Tensor]])
         return self.manifest.sample.shape
 
     @property
+    def sample(self) -> str:
+        """What a sample is, in words, e.g. `128x128x3 uint8`."""
+        return str(self.manifest.sample)
+
+    @property
+    def source_name(self) -> str:
+        """What was converted is called."""
+        return str(self.manifest.source.get("name"))
+
+    @property
+    def is_uint8(self) -> bool:
+        """Whether samples are stored pixels."""
+        return not self.is_table
+
+    @property
     def is_table(self) -> bool:
         """Whether the samples are rows of a table, not images."""
         return self.manifest.is_table
@@ -311,6 +326,11 @@ class Dataset(torch.utils.data.Dataset[tuple[torch.Tensor, int | torch.Tensor]])
     def num_bytes(self) -> int:
         """Bytes of all samples of this split."""
         return sum(shard.nbytes for shard in self.shards)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one sample."""
+        return self.num_bytes // max(1, len(self))
 
     @cached_property
     def digest(self) -> str:

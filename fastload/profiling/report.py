@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from fastload import __version__
-from fastload.devices import meminfo_bytes
 from fastload.files import write_text
+from fastload.memory import meminfo_bytes
 
 PACKAGES = ("torch", "torchvision", "accelerate", "timm", "numpy", "pillow", "simplejpeg", "safetensors", "ffcv")
 

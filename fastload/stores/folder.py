@@ -1,0 +1,97 @@
+"""Samples of a map-style dataset, one by one through DataLoader: the baseline, in the same order and shares."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fastload.errors import DatasetError, printable
+from fastload.stores import Boxes, Served, Wanted
+
+Sample = tuple[torch.Tensor, torch.Tensor]
+Key = tuple[int, Boxes | None]
+
+
+class FolderStore:
+    """Samples through torch's DataLoader, whose worker processes live as long as a pass.
+
+    Args:
+        dataset: `dataset[i] -> (uint8 [H, W, C] or float tensor, label)`.
+        name: of it, for errors.
+        size: (S, T) that boxes are resized to.
+        workers: processes; 0 loads in this one.
+        pinned: give batches in page-locked RAM.
+    """
+
+    def __init__(
+        self, dataset: Any, name: str, size: tuple[int, int] | None, *, workers: int, pinned: bool = False
+    ) -> None:
+        self._one = _OneByOne(dataset, name, size)
+        self._workers, self._pinned = workers, pinned
+
+    def serve(self, steps: Iterator[Wanted]) -> Generator[Served, None, None]:
+        """See Store.
+
+        Raises:
+            DatasetError: a sample cannot be read, or is of another size than its neighbours.
+        """
+        asked: deque[Wanted] = deque()
+
+        def keys() -> Iterator[list[Key]]:
+            for wanted in steps:
+                asked.append(wanted)
+                yield [(index, wanted.boxes) for index in wanted.ids.tolist()]
+
+        loader: Any = torch.utils.data.DataLoader(
+            self._one, batch_sampler=keys(), num_workers=self._workers, pin_memory=self._pinned,
+            collate_fn=self._one.stack,
+        )  # fmt: skip
+        batches = iter(loader)
+        try:
+            for samples, labels in batches:
+                yield Served(wanted=asked.popleft(), samples=samples, labels=labels)
+        except Exception as e:
+            # What led there stays in its cause. The frames would hold DataLoader's processes as long as it is kept.
+            raise e.with_traceback(None)  # noqa: B904
+        finally:
+            del batches  # ends its processes
+
+
+class _OneByOne(torch.utils.data.Dataset[Sample]):
+    def __init__(self, dataset: Any, name: str, size: tuple[int, int] | None) -> None:
+        self._dataset, self._name, self._size = dataset, name, size
+
+    def __getitem__(self, key: Key) -> Sample:
+        index, boxes = key
+        image, label = self._dataset[index]
+        if boxes is not None and self._size is not None:
+            box = boxes(np.array([image.shape[:2]]), np.array([index]))[0]
+            image = cut(image, box.tolist(), self._size)
+        return image, torch.as_tensor(label)
+
+    def stack(self, samples: list[Sample]) -> Sample:
+        """Return a batch."""
+        shapes = {tuple(image.shape): None for image, _ in samples}
+        if len(shapes) > 1:
+            first, second = ("x".join(str(n) for n in shape) for shape in list(shapes)[:2])
+            raise DatasetError(
+                f"{printable(self._name)} holds images of their own sizes ({first}, {second}); pass cut=..., e.g. "
+                "torchvision's RandomResizedCrop(224), or give the dataset a transform that brings them to one size."
+            )
+        return torch.stack([image for image, _ in samples]), torch.stack([label for _, label in samples])
+
+
+def cut(image: torch.Tensor, box: list[int], size: tuple[int, int]) -> torch.Tensor:
+    """Return the (top, left, height, width) `box` of an image, uint8 [H, W, C], resized to [S, T, C] by Pillow."""
+    top, left, height, width = box
+    pixels = image.numpy()
+    picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    resized = picture.resize(
+        (size[1], size[0]), Image.Resampling.BILINEAR, box=(left, top, left + width, top + height)
+    )  # fmt: skip
+    return torch.from_numpy(np.array(resized)).view(*size, pixels.shape[2])

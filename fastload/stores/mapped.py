@@ -1,0 +1,44 @@
+"""Samples in the shards' files, read through the page cache; nothing is held beside the batches."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+
+import numpy as np
+import torch
+
+from fastload.recycling import Blocks
+from fastload.stores import Served, Wanted
+from fastload.stores.tensors import batch_memory
+
+
+class MappedStore:
+    """Samples in mapped files.
+
+    Args:
+        shards: [n, H, W, C] or [n, D] each, backed by their files.
+        pinned: give batches in page-locked RAM.
+    """
+
+    def __init__(self, shards: Sequence[torch.Tensor], *, pinned: bool = False) -> None:
+        self._shards = list(shards)
+        self._first_rows = np.cumsum([0, *(len(s) for s in shards)])
+        self._pinned = pinned
+        self._blocks = Blocks()
+
+    def serve(self, steps: Iterator[Wanted]) -> Generator[Served, None, None]:
+        """See Store."""
+        for wanted in steps:
+            yield Served(wanted=wanted, samples=self.gather(wanted.ids))
+
+    def gather(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the samples `ids` (int64 [B], CPU) as new memory."""
+        out = batch_memory(len(ids), self._shards[0], self._blocks, pinned=self._pinned)
+        shard_of = np.searchsorted(self._first_rows, ids.numpy(), side="right") - 1
+        for shard in np.unique(shard_of):
+            positions = torch.from_numpy(np.flatnonzero(shard_of == shard))
+            rows = ids[positions] - int(self._first_rows[shard])
+            if len(positions) == len(ids):
+                return torch.index_select(self._shards[shard], 0, rows, out=out)
+            out[positions] = self._shards[shard].index_select(0, rows)
+        return out

@@ -1,0 +1,190 @@
+"""Which memory serves a dataset, and the store for it: what Loader asks for when it is made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import get_args
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from fastload.cut import Cut
+from fastload.errors import ConfigError, FastloadError, PlacementError, printable
+from fastload.formats import AnyDataset, Beton, Dataset, MapDataset
+from fastload.placement import Kind, Need, Placement, check_kind, choose
+from fastload.resharding import Holdings
+from fastload.stores import Store
+from fastload.stores.beton import BetonFile, BetonStore, can_decode
+from fastload.stores.folder import FolderStore
+from fastload.stores.mapped import MappedStore
+from fastload.stores.sharded import ShardedStore
+from fastload.stores.shared import host_tensor
+from fastload.stores.tensors import TensorStore, fill
+from fastload.together import gather_numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What was asked of the store.
+
+    Attributes:
+        kind: the placement.
+        device: where batches are wanted.
+        batch_size, rank, world_size: this rank's steps.
+        together: the ranks make their loaders alike and can talk to each other.
+        reserve_bytes: kept free for the model.
+        workers: processes or threads of placements that read sample by sample; None: one per core.
+        cut: how images of their own sizes become one size.
+        progress: say where the samples go, and show a bar while they do.
+    """
+
+    kind: Kind
+    device: torch.device
+    batch_size: int
+    rank: int
+    world_size: int
+    together: bool
+    reserve_bytes: int | None
+    workers: int | None
+    cut: Cut | None
+    progress: bool
+
+
+def describe(dataset: AnyDataset) -> str:
+    """Return a split's size in words, e.g. `3,887 x 128x128x3 uint8`."""
+    return f"{len(dataset):,} x {dataset.sample}"
+
+
+def place(dataset: AnyDataset, wish: Wish) -> Placement:
+    """Choose the memory; ranks that are together take the same, the slowest that one of them needs.
+
+    Raises:
+        ConfigError: no such placement, or not for such a dataset.
+        PlacementError: the memory does not hold it, here or on another rank.
+    """
+    failure: FastloadError | None = None
+    placement: Placement | None = None
+    try:
+        placement = _choose(dataset, wish)
+    except FastloadError as e:
+        failure = e
+    if wish.together:
+        kinds = [kind for kind in get_args(Kind) if kind != "auto"]
+        told = [number for (number,) in gather_numbers([-1 if placement is None else kinds.index(placement.kind)])]
+        if failure is None and min(told) < 0:
+            failure = PlacementError(f"rank {told.index(-1)} cannot place the samples; see what it says.")
+        elif placement is not None and max(told) != kinds.index(placement.kind):
+            reason = f"as rank {told.index(max(told))} has to"
+            placement = Placement(kind=kinds[max(told)], reason=f"{describe(dataset)}, {reason}")
+    if failure is not None or placement is None:
+        raise failure or PlacementError("no placement")
+    if wish.progress:
+        Console(stderr=True, soft_wrap=True).print(f"{dataset.split}: {placement}", highlight=False, markup=False)
+    return placement
+
+
+def need_of(dataset: Dataset, batch_size: int, world_size: int = 1) -> Need:
+    """Return what a split needs of memory."""
+    return Need(
+        num_samples=len(dataset), sample_shape=dataset.sample_shape, itemsize=dataset.shards[0].itemsize,
+        batch_size=batch_size, what=describe(dataset), world_size=world_size,
+    )  # fmt: skip
+
+
+def _choose(dataset: AnyDataset, wish: Wish) -> Placement:
+    check_kind(wish.kind)
+    if isinstance(dataset, Dataset):
+        need = need_of(dataset, wish.batch_size, wish.world_size)
+        return choose(wish.kind, need, wish.device, reserve_bytes=wish.reserve_bytes)
+    possible = ("ffcv", "folder") if isinstance(dataset, Beton) else ("folder",)
+    if wish.kind not in (*possible, "auto"):
+        raise ConfigError(
+            f'placement="{wish.kind}" is for what fastload convert writes, and {printable(dataset.path)} is read '
+            f"sample by sample; use placement={' or '.join(possible)}, or convert it."
+        )
+    what = describe(dataset)
+    if wish.kind == "ffcv" or (wish.kind == "auto" and isinstance(dataset, Beton) and can_decode()):
+        return Placement(kind="ffcv", reason=f"{what}, decoded by ffcv's functions on {num_workers(wish)} threads")
+    return Placement(kind="folder", reason=f"{what}, one by one through DataLoader({num_workers(wish)})")
+
+
+def num_workers(wish: Wish) -> int:
+    """Return how many processes or threads read: as asked, else one per core of this rank."""
+    if wish.workers is not None:
+        return wish.workers
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def one_size(dataset: AnyDataset, cut: Cut | None) -> tuple[int, int] | None:
+    """Return (S, T) of the batches where a store decodes images; None where they come as they are.
+
+    Raises:
+        ConfigError: images of their own sizes, and no cut; or a cut, and nothing to cut.
+    """
+    if isinstance(dataset, Dataset) or not dataset.is_uint8:
+        if cut is not None:
+            raise ConfigError(
+                f"cut is for images of their own sizes, and those of {printable(dataset.path)} are of one size; "
+                "leave it out, and crop in augment."
+            )
+        return None
+    if cut is not None:
+        return cut.size
+    if isinstance(dataset, MapDataset):
+        return None
+    if dataset.one_size is None:
+        raise ConfigError(
+            f"{printable(dataset.path)} holds images of their own sizes, {dataset.sample}; pass "
+            "cut=torchvision.transforms.v2.RandomResizedCrop(224), or Resize(256) and CenterCrop(224)."
+        )
+    return dataset.one_size
+
+
+def make_store(
+    dataset: AnyDataset, placement: Placement, wish: Wish, holdings: Holdings, ids: torch.Tensor | None
+) -> Store:
+    """Bring the samples to where `placement` says.
+
+    Args:
+        holdings, ids: of a sharded placement: who holds what, and the sample id of each position where some are
+            left out.
+    """
+    pinned = wish.device.type == "cuda"
+    if placement.kind == "ffcv":
+        assert isinstance(dataset, Beton)
+        size = one_size(dataset, wish.cut)
+        assert size is not None
+        file = BetonFile(path=dataset.path, modes=dataset.modes, places=dataset.places_N2, sizes=dataset.sizes.numpy())
+        return BetonStore(file, size, threads=max(1, num_workers(wish)), pinned=pinned)
+    if placement.kind == "folder" or not isinstance(dataset, Dataset):
+        size = one_size(dataset, wish.cut)
+        return FolderStore(dataset, dataset.source_name, size, workers=num_workers(wish), pinned=pinned)
+    shards = dataset.shards
+    if placement.kind == "mapped":
+        return MappedStore(shards, pinned=pinned)
+    total = dataset.num_bytes if placement.kind != "gpu_sharded" else len(holdings.first(wish.rank)) * dataset.row_bytes
+    with _bar(f"load {dataset.split}", total, wish.progress) as advance:
+        if placement.kind == "host":
+            samples = host_tensor(shards, together=wish.together, pinned=pinned, advance=advance)
+            return TensorStore(samples, pinned=pinned)
+        if placement.kind == "gpu_sharded":
+            every = torch.arange(len(dataset)) if ids is None else ids
+            read = MappedStore(shards).gather
+            return ShardedStore(
+                holdings, every, wish.rank, read, shards[0][:0], wish.device, swap=wish.together, advance=advance
+            )
+        samples = torch.empty((len(dataset), *dataset.sample_shape), dtype=shards[0].dtype, device=wish.device)
+        fill(samples, shards, advance=advance)
+        return TensorStore(samples)
+
+
+@contextmanager
+def _bar(name: str, total: int, show: bool) -> Iterator[Callable[[int], object]]:
+    columns = (TextColumn("[bold]{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not show, transient=True) as bar:
+        task = bar.add_task(name, total=total)
+        yield lambda num_bytes: bar.advance(task, num_bytes)

@@ -1,0 +1,185 @@
+"""Going on where a run was: skip, states through Accelerate, other ranks and batches; and leaving nothing behind."""
+
+import gc
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision.transforms.v2 as v2
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+from fastload import Augment, Loader, open_dataset
+from fastload.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def _no_accelerate_left():  # type: ignore[no-untyped-def]
+    yield
+    GradientState._reset_state()
+    AcceleratorState._reset_state()
+    PartialState._reset_state()
+
+
+def make(dataset: Path, batch_size: int = 4, **options: object) -> Loader:
+    return Loader(open_dataset(dataset), batch_size, augment=Augment(v2.RandomCrop(9)), seed=2, **options)  # type: ignore[arg-type]
+
+
+def take(loader: Loader, count: int | None = None) -> list[torch.Tensor]:
+    found = []
+    for images, _ in loader:
+        found.append(images)
+        if len(found) == count:
+            break
+    return found
+
+
+def same(got: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:
+    return len(got) == len(expected) and all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_save_state_and_load_state_go_on_as_if_nothing_had_happened(dataset: Path, tmp_path: Path, stop: int) -> None:
+    accelerator = Accelerator(cpu=True)
+    whole = make(dataset)
+    expected = take(whole) + take(whole)  # 2 epochs of 3 steps
+    loader = make(dataset)
+    accelerator.register_for_checkpointing(loader)
+    got = []
+    for images, _ in loader:
+        got.append(images)
+        if len(got) == stop:
+            accelerator.save_state(str(tmp_path / "state"))
+            break
+    AcceleratorState._reset_state()
+    again = Accelerator(cpu=True)  # another process would be no different: all there is, is the file
+    resumed = make(dataset)
+    again.register_for_checkpointing(resumed)
+    again.load_state(str(tmp_path / "state"))
+    got += take(resumed) + (take(resumed) if stop < 3 else [])
+    assert same(got, expected)
+
+
+@pytest.mark.parametrize(("batch_size", "world_size"), [(3, 1), (2, 2), (1, 3)])
+def test_from_the_next_epoch_on_anything_may_change(dataset: Path, batch_size: int, world_size: int) -> None:
+    loader = make(dataset)
+    take(loader)
+    everyone = [make(dataset, batch_size, rank=r, world_size=world_size) for r in range(world_size)]
+    straight = [make(dataset, batch_size, rank=r, world_size=world_size) for r in range(world_size)]
+    for resumed, expected in zip(everyone, straight, strict=True):
+        resumed.load_state_dict(loader.state_dict())
+        expected.set_epoch(1)
+        assert same(take(resumed), take(expected))
+
+
+def test_skip_leaves_out_steps_and_epochs(dataset: Path) -> None:
+    whole = make(dataset)
+    expected = take(whole) + take(whole) + take(whole)
+    for count in range(7):
+        loader = make(dataset)
+        loader.skip(count)
+        got = take(loader)
+        assert same(got, expected[count : count + len(got)])
+        assert len(got) == 3 - count % 3
+    loader = make(dataset)
+    loader.skip(1)
+    loader.skip(1)
+    assert same(take(loader), expected[2:3])
+    take(loader, 1)
+    loader.skip(1)  # the pass that was left is over: its rest is not what is skipped
+    assert same(take(loader, 1), [make_epoch(dataset, 2)[1]])
+    with pytest.raises(ConfigError, match="num_steps"):
+        loader.skip(-1)
+
+
+def make_epoch(dataset: Path, epoch: int) -> list[torch.Tensor]:
+    loader = make(dataset)
+    loader.set_epoch(epoch)
+    return take(loader)
+
+
+def test_what_is_skipped_is_not_read(dataset: Path) -> None:
+    loader = make(dataset, placement="mapped")
+    asked = []
+    gather = loader._store.gather  # type: ignore[union-attr]
+    loader._store.gather = lambda ids: (asked.append(ids.tolist()), gather(ids))[1]  # type: ignore[union-attr]
+    loader.skip(2)
+    take(loader)
+    assert len(asked) == 1
+
+
+def test_from_accelerator_takes_device_and_share(dataset: Path) -> None:
+    accelerator = Accelerator(cpu=True)
+    loader = Loader.from_accelerator(accelerator, open_dataset(dataset), 5, shuffle=False)
+    assert (loader.device, loader.rank, loader.shares.world_size) == (torch.device("cpu"), 0, 1)
+    gathered = []
+    for _, labels in loader:
+        gathered += accelerator.gather_for_metrics(labels).tolist()
+    assert gathered == loader.dataset.labels.tolist()
+
+
+def test_from_accelerator_splits_batches_where_it_is_told(dataset: Path) -> None:
+    class Two:
+        num_processes, split_batches, device = 2, True, torch.device("cpu")
+
+    with pytest.raises(ConfigError, match="pass a multiple"):
+        Loader.from_accelerator(Two(), open_dataset(dataset), 5)
+    loader = Loader.from_accelerator(Two(), open_dataset(dataset), 6, rank=1, world_size=2)
+    assert loader.shares.batch_size == 3
+
+
+# --- nothing is left ---
+
+
+def held() -> tuple[int, int, int]:
+    """Return what this process holds: threads, open files, mappings of files."""
+    gc.collect()
+    maps = sum("/" in line for line in Path("/proc/self/maps").read_text().splitlines())
+    return threading.active_count(), len(list(Path("/proc/self/fd").iterdir())), maps
+
+
+@pytest.mark.parametrize("placement", ["host", "mapped", "folder"])
+@pytest.mark.parametrize("leave", ["break", "raise", "drop", "two"])
+def test_nothing_is_left_however_a_pass_is_left(dataset: Path, placement: str, leave: str) -> None:
+    workers = 1 if leave == "drop" else 0
+    options = {"placement": placement, "workers": workers}
+    take(make(dataset, **options))  # what is only ever loaded once
+    before = held()
+    loader = make(dataset, **options)
+    if leave == "break":
+        take(loader, 1)
+    elif leave == "raise":
+        with pytest.raises(KeyError):
+            _raise_in(loader)
+    elif leave == "drop":
+        half_way = iter(loader)
+        next(half_way)
+        del half_way
+    else:
+        other = make(dataset, **options)
+        pairs = list(zip(loader, other, strict=True))
+        assert all(torch.equal(a, b) for (a, _), (b, _) in pairs)
+        del other, pairs
+    assert GradientState().active_dataloader is None
+    del loader
+    assert held() == before
+
+
+def _raise_in(loader: Loader) -> None:
+    for _ in loader:
+        raise KeyError
+
+
+def test_batch_memory_is_taken_again_only_when_nobody_holds_it(dataset: Path) -> None:
+    opened = open_dataset(dataset)
+    loader = Loader(opened, 4, augment=Augment(dtype=torch.uint8), shuffle=False)
+    first, second, third, _ = (images for images, _ in loader)
+    view = first[0]
+    kept = view.clone()
+    del first
+    for _ in range(3):
+        for images, _ in loader:
+            images.fill_(7)
+    assert torch.equal(view, kept)
+    assert not torch.equal(second, third)
