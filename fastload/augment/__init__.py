@@ -3,33 +3,42 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
 
 from fastload.augment import reference
-from fastload.augment.geometry import RandomCrop, Resize
-from fastload.augment.spec import Values, parse
+from fastload.augment.arithmetic import HostNumbers, Keys
+from fastload.augment.geometry import Resize
+from fastload.augment.own import AlternatingFlip, CutMix, Cutout, MixUp, RandomErasing
+from fastload.augment.plan import Plan
+from fastload.augment.samples import run_each
+from fastload.augment.saying import explain
+from fastload.augment.spec import PerSample, Spec, Values, parse, plan
 from fastload.errors import TransformError
+
+Images = torch.Tensor | tuple[torch.Tensor, ...]
 
 
 class Augment:
     """A torchvision pipeline for whole batches of uint8 images, every image with its own draw.
 
-    Takes what torchvision's v1 or v2 `Compose` holds of Resize, CenterCrop, RandomCrop,
-    RandomResizedCrop, RandomHorizontalFlip, ToTensor, ToImage, PILToTensor, ToDtype,
-    ConvertImageDtype and Normalize, with torchvision's parameters and meaning on float32.
-    All geometry of the pipeline resamples once. An image's draw depends on (seed, epoch, sample id,
-    number of the transform) and on nothing else.
+    Takes torchvision's v1 or v2 `Compose`, with torchvision's parameters and its meaning on float32. Geometry
+    resamples once where the order of the transforms allows it. An image's draw depends on (seed, epoch,
+    sample id, number of the transform, view) and on nothing else; only MixUp and CutMix also depend on the
+    batch: they mix each image with the one before it.
 
     Args:
-        transforms: a Compose, a Sequential, a list, one transform, or None for none.
+        transforms: a Compose, a Sequential, a list, one transform, or None for none. Beside torchvision's it
+            may hold AlternatingFlip, Cutout, RandomErasing, MixUp and CutMix of this module.
         size: side of the result in pixels where the pipeline gives another one: one more Resize, in
-            the same resampling.
+            the same resampling where nothing stands between.
         dtype: torch.float32, float16, bfloat16 or uint8. Floats are in 0..1, unless the pipeline
             says otherwise; uint8 keeps stored values and goes with no Normalize.
         memory_format: torch.channels_last or torch.contiguous_format.
+        views: how many views of each image, each with draws of its own; more than one come as a tuple.
+        on_unknown: `error`, or `per_sample`: run transforms that fastload does not know image by image.
 
     Raises:
         TransformError: a transform or one of its options is not known; names it and its position.
@@ -42,18 +51,18 @@ class Augment:
         size: int | None = None,
         dtype: torch.dtype = torch.float32,
         memory_format: torch.memory_format = torch.channels_last,
+        views: int = 1,
+        on_unknown: str = "error",
     ) -> None:
-        spec = parse(transforms)
+        spec = parse(transforms, on_unknown=on_unknown)
         if size is not None:
             if size < 1:
                 raise TransformError(f"size={size}: a side has at least 1 pixel.")
             # Behind all others, so that its number does not shift theirs; it draws nothing.
-            spec = replace(spec, geometry=(*spec.geometry, (len(spec.geometry), Resize(size=(size, size)))))
+            spec = replace(spec, parts=(*spec.parts, (len(spec.parts), Resize(size=(size, size)))))
         if dtype == torch.uint8:
-            if spec.converted not in ("", "scaled") or spec.values not in (
-                Values(),
-                Values().then((1 / 255,), (0.0,)),
-            ):
+            scaled = Values().then((1 / 255,), (0.0,))
+            if spec.converted not in ("", "scaled") or spec.values not in (Values(), scaled):
                 raise TransformError("dtype=torch.uint8 keeps stored values, but the pipeline changes them; leave "
                                      "Normalize out, or use a floating point dtype.")  # fmt: skip
             spec = replace(spec, values=Values(), converted="raw")
@@ -61,59 +70,114 @@ class Augment:
             raise TransformError(f"dtype={dtype} is not supported; use float32, float16, bfloat16 or uint8.")
         if not spec.converted:
             spec = replace(spec, values=spec.values.then((1 / 255,), (0.0,)), converted="scaled")
+        if views < 1:
+            raise TransformError(f"views={views}: an image has at least 1 view.")
         self._spec = spec
+        self._segments = list(spec.segments())
         self.dtype = dtype
         self.memory_format = memory_format
+        self.views = views
+
+    @overload
+    def __call__(
+        self, images: torch.Tensor, labels: None = None, *, ids: torch.Tensor | None = None,
+        rows: torch.Tensor | None = None, epoch: int = 0, seed: int = 0,
+    ) -> Any: ...  # fmt: skip
+
+    @overload
+    def __call__(
+        self, images: torch.Tensor, labels: torch.Tensor, *, ids: torch.Tensor | None = None,
+        rows: torch.Tensor | None = None, epoch: int = 0, seed: int = 0,
+    ) -> tuple[Any, torch.Tensor]: ...  # fmt: skip
 
     def __call__(
-        self, images: torch.Tensor, *, ids: torch.Tensor | None = None, epoch: int = 0, seed: int = 0
-    ) -> torch.Tensor:
+        self, images: torch.Tensor, labels: torch.Tensor | None = None, *, ids: torch.Tensor | None = None,
+        rows: torch.Tensor | None = None, epoch: int = 0, seed: int = 0,
+    ) -> Any:  # fmt: skip
         """Augment one batch.
 
         Args:
             images: uint8 [N, H, W, C], any device, contiguous or not.
+            labels: int64 [N], or rows [N, K]; MixUp and CutMix make soft labels of them, float32 [N, K].
             ids: int64 [N] on the CPU: which sample each image is; 0 .. N - 1 where not given.
+            rows: int64 [N] on the images' device: which of `images` to take, where that is more than the batch.
             epoch, seed: the other two keys of the draws.
 
         Returns:
-            [N, C, S, T] of `dtype` in `memory_format` on the images' device.
+            [N, C, S, T] of `dtype` in `memory_format` on the images' device, or a tuple of as many as `views`;
+            with `labels`: (these, labels).
 
         Raises:
             TransformError: not such a batch, or the transforms do not fit images of that size.
         """
+        sample_ids = self._check(images, ids, rows)
+        keys = Keys(seed, epoch)
+        made: list[torch.Tensor] = []
+        for view in range(self.views):
+            out, last = self._run(images if rows is None else images.index_select(0, rows), sample_ids, keys, view)
+            for mixing in last.mixing:
+                out = reference.mix(out, mixing)
+                # Views share their labels: a mixture in them would differ from view to view.
+                if labels is not None and view == 0:
+                    labels = reference.mix_labels(labels, mixing)
+            if last.mixing and self.views > 1:
+                raise TransformError("MixUp and CutMix make one label per image, and views=2 makes two; use one view.")
+            made.append(out)
+        result = made[0] if self.views == 1 else tuple(made)
+        return result if labels is None else (result, labels)
+
+    def _run(self, images: torch.Tensor, ids: torch.Tensor, keys: Keys, view: int) -> tuple[torch.Tensor, Plan]:
+        x = images
+        drawn = None
+        for segment in self._segments:
+            if isinstance(segment, PerSample):
+                x = run_each(x, segment, ids, keys, view)
+                continue
+            xp = HostNumbers(ids.numpy(), keys, view)
+            drawn = reference.Drawn(plan=plan(segment, xp, *x.shape[1:]), ids=ids, keys=keys, view=view)
+            if segment is self._segments[-1]:
+                break
+            x = reference.run(x, drawn).permute(0, 2, 3, 1)
+        assert drawn is not None
+        self._check_channels(drawn.plan.channels)
+        out = reference.copied(x, drawn.plan, self._spec.values, self.dtype, self.memory_format)
+        if out is None:
+            out = reference.finish(reference.run(x, drawn), self._spec.values, self.dtype, self.memory_format)
+        return out, drawn.plan
+
+    def _check(self, images: torch.Tensor, ids: torch.Tensor | None, rows: torch.Tensor | None) -> torch.Tensor:
         if images.dtype != torch.uint8 or images.ndim != 4:
             raise TransformError(
                 f"Augment takes uint8 images [N, H, W, C], not {images.dtype} {list(images.shape)}; "
                 "for [N, C, H, W], pass images.permute(0, 2, 3, 1)."
             )
-        num_images, height, width, num_channels = images.shape
+        num_images = len(images) if rows is None else len(rows)
+        sample_ids = torch.arange(num_images) if ids is None else ids
+        if sample_ids.shape != (num_images,):
+            raise TransformError(f"ids has shape {list(sample_ids.shape)}, the batch has {num_images} images.")
+        return sample_ids
+
+    def _check_channels(self, num_channels: int) -> None:
         num_values = len(self._spec.values.scale)
         if num_values not in (1, num_channels):
             raise TransformError(
-                f"Normalize has {num_values} channels, the images have {num_channels} ({list(images.shape)}, NHWC)."
+                f"Normalize has {num_values} channels, the images have {num_channels} (NHWC); give one value for each."
             )
-        sample_ids = np.arange(num_images) if ids is None else ids.numpy()
-        if sample_ids.shape != (num_images,):
-            raise TransformError(f"ids has shape {list(sample_ids.shape)}, the batch has {num_images} images.")
-        draws = self._spec.draw(sample_ids, seed=seed, epoch=epoch, height=height, width=width)
-        return reference.apply(images, draws, self._spec.values, dtype=self.dtype, memory_format=self.memory_format)
 
-    def explain(self) -> str:
-        """Return the stages of this pipeline, one per line."""
-        lines = [f"geometry, one resampling: {len(self._spec.geometry)} transforms"]
-        for number, op in self._spec.geometry:
-            kind = "random" if op.num_words else "fixed"
-            padding = f" with padding {op.padding}" if isinstance(op, RandomCrop) and any(op.padding) else ""
-            size = getattr(op, "size", None)
-            lines.append(f"  {number} {type(op).__name__}{f' to {list(size)}' if size else ''}{padding}, {kind}")
-        scale, offset = (
-            ", ".join(f"{v:.6g}" for v in vs) for vs in (self._spec.values.scale, self._spec.values.offset)
-        )
-        lines.append(f"output: stored value * ({scale}) + ({offset}), {self.dtype}, {self.memory_format}")
-        return "\n".join(lines)
+    def plan(self, height: int, width: int, channels: int = 3) -> Plan:
+        """Return what happens to images of this size, with the draws of one image."""
+        last = Plan(nodes=(), mixing=(), size=(height, width), channels=channels)
+        for segment in self._segments:
+            if not isinstance(segment, PerSample):
+                last = plan(segment, HostNumbers(np.zeros(1, np.int64), Keys(0, 0)), height, width, channels)
+        return last
+
+    def explain(self, height: int = 256, width: int = 256, channels: int = 3, batch_size: int = 64) -> str:
+        """Return stages, launches and bytes for a batch of stored images of this size, one line each."""
+        return explain(self._spec, self.dtype, self.memory_format, self.views, (batch_size, height, width, channels))
 
     def __repr__(self) -> str:
         return f"Augment(\n{self.explain()}\n)"
 
 
-__all__ = ["Augment"]
+__all__ = ["AlternatingFlip", "Augment", "CutMix", "Cutout", "MixUp", "RandomErasing", "Spec"]
