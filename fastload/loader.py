@@ -227,7 +227,7 @@ class Loader:
             # The memory belongs to the copying stream: without this it would be given away while still in use.
             fetched.images.record_stream(stream)
             fetched.labels.record_stream(stream)
-        return self.augment(fetched.images, ids=fetched.ids, epoch=epoch, seed=self.seed), fetched.labels
+        return self.augment(fetched.images, fetched.labels, ids=fetched.ids, epoch=epoch, seed=self.seed)
 
     @contextmanager
     def _registered(self) -> Iterator[None]:

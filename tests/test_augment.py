@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as F
 
-from fastload.augment import Augment, RandomErasing, philox, reference, sampling
+from fastload.augment import Augment, RandomErasing, philox, sampling
 from fastload.augment.arithmetic import HostNumbers, Keys, below
 from fastload.augment.plan import Pass
 from fastload.augment.spec import parse, plan
@@ -316,7 +316,10 @@ def test_views_are_as_good_as_contiguous_images() -> None:
         (v2.RandomAffine(9, interpolation=v2.InterpolationMode.BICUBIC), "bicubic"),
         (v2.RandomApply([v2.RandomCrop(3), v2.ElasticTransform()]), r"transform 2 \(ElasticTransform\)"),
         (v2.RandomApply([v2.ToDtype(torch.float32, scale=True)]), "take them out"),
-        ([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD), v2.ColorJitter(1)], "Normalize"),
+        (
+            [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD), v2.ColorJitter(1)],
+            "Normalize",
+        ),
         ([v2.ToDtype(torch.float32), v2.RandomInvert()], "scale=True"),
         (RandomErasing(value="mean"), "Normalize"),
         ([v2.ToDtype(torch.float32, scale=True), v2.RandomSolarize(128)], "threshold"),

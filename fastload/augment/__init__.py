@@ -164,12 +164,15 @@ class Augment:
                 f"Normalize has {num_values} channels, the images have {num_channels} (NHWC); give one value for each."
             )
 
-    def plan(self, height: int, width: int, channels: int = 3) -> Plan:
-        """Return what happens to images of this size, with the draws of one image."""
+    def plan_of(
+        self, num_images: int, height: int, width: int, channels: int = 3, *, seed: int = 0, epoch: int = 0
+    ) -> Plan:
+        """Return what happens to samples 0 .. num_images - 1 of this size, draws included."""
         last = Plan(nodes=(), mixing=(), size=(height, width), channels=channels)
         for segment in self._segments:
             if not isinstance(segment, PerSample):
-                last = plan(segment, HostNumbers(np.zeros(1, np.int64), Keys(0, 0)), height, width, channels)
+                xp = HostNumbers(np.arange(num_images), Keys(seed, epoch))
+                last = plan(segment, xp, height, width, channels)
         return last
 
     def explain(self, height: int = 256, width: int = 256, channels: int = 3, batch_size: int = 64) -> str:

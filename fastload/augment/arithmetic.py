@@ -40,7 +40,9 @@ class Numbers(Protocol):
 
     parity: Array  # of the epoch, whole number
 
-    def words(self, transform: int, count: int, *, every_epoch: bool = True, per_batch: bool = False) -> Sequence[Array]:
+    def words(
+        self, transform: int, count: int, *, every_epoch: bool = True, per_batch: bool = False
+    ) -> Sequence[Array]:
         """Return `count` random 32-bit words of each sample; see `philox.draw_words`.
 
         Args:
@@ -141,7 +143,9 @@ class HostNumbers:
         self._ids, self._keys, self._view = ids, keys.words, view
         self.parity = self._keys[4]
 
-    def words(self, transform: int, count: int, *, every_epoch: bool = True, per_batch: bool = False) -> Sequence[Array]:
+    def words(
+        self, transform: int, count: int, *, every_epoch: bool = True, per_batch: bool = False
+    ) -> Sequence[Array]:
         """See Numbers."""
         ids = (self._ids[:1] if per_batch else self._ids)[None]
         blocks = np.arange((count + 3) // 4)[:, None]
@@ -176,14 +180,16 @@ class DeviceNumbers:
         self._ids, self._keys, self._view = ids, keys.words, view
         self.parity = self._keys[4]
 
-    def words(self, transform: int, count: int, *, every_epoch: bool = True, per_batch: bool = False) -> Sequence[Array]:
+    def words(
+        self, transform: int, count: int, *, every_epoch: bool = True, per_batch: bool = False
+    ) -> Sequence[Array]:
         """See Numbers."""
         ids = self._ids[:1] if per_batch else self._ids
         blocks = torch.arange((count + 3) // 4, device=ids.device)[:, None]
         numbers = torch.full_like(blocks, _number_of(transform, self._view))
         words = philox4x32((blocks, numbers, ids[None] & 0xFFFFFFFF, ids[None] >> 32),
                            self._keys[:2] if every_epoch else self._keys[2:4])  # fmt: skip
-        stacked = torch.stack(torch.broadcast_tensors(*words), dim=1).flatten(0, 1)
+        stacked = torch.stack([w.expand(len(blocks), ids.shape[-1]) for w in words], dim=1).flatten(0, 1)
         return list(stacked.expand(-1, len(self._ids))[:count])
 
     def _tensor(self, x: Array) -> torch.Tensor:

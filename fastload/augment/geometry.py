@@ -291,7 +291,7 @@ class RandomPerspective:
         xp = builder.xp
         chosen = uniform(xp, xp.words(number, 9)[8]) < self.p
         matrix = perspective_matrix(self.corners(xp, height, width, number), height, width)
-        matrix = tuple(xp.where(chosen, a, b) for a, b in zip(matrix, IDENTITY, strict=True))  # type: ignore[assignment]
+        matrix = tuple(xp.where(chosen, a, b) for a, b in zip(matrix, IDENTITY, strict=True))
         builder.move(lambda g: g.warp(xp, matrix, nearest=self.nearest, fill=self.fill), joins=_warps)
 
     def corners(self, xp: Numbers, height: int, width: int, number: int) -> list[tuple[Array, Array]]:

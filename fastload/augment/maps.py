@@ -222,7 +222,7 @@ def choose(xp: Numbers, condition: Array, yes: Geometry, no: Geometry) -> Geomet
         padded=padded.padded, fill=padded.fill, hidden=yes.hidden or no.hidden, fold=yes.fold, matrix=matrix,
         warp_fill=filled.warp_fill, nearest=nearest and not (yes.resized or no.resized),
         supersample=max(yes.supersample, no.supersample),
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
 
 
 def _with_matrix(xp: Numbers, geometry: Geometry, other: Geometry) -> Geometry:
@@ -239,7 +239,7 @@ def _behind(matrix: Matrix, step_y: Array, offset_y: Array, step_x: Array, offse
     rows = []
     for a, b, c in (matrix[0:3], matrix[3:6], matrix[6:9]):
         rows += [a * step_x, b * step_y, a * offset_x + b * offset_y + c]
-    return tuple(rows)  # type: ignore[return-value]
+    return tuple(rows)
 
 
 def affine_matrix(
@@ -301,4 +301,4 @@ def perspective_matrix(corners: list[tuple[Array, Array]], height: int, width: i
         (f * g - d) * v, (a - c * g) * v, (c * d - a * f) * v,
         d * h - e * g, b * g - a * h, a * e - b * d,
     )  # fmt: skip
-    return tuple(row / rows[8] for row in rows)  # type: ignore[return-value]
+    return tuple(row / rows[8] for row in rows)

@@ -1,6 +1,6 @@
 """Transforms that torchvision lacks; they go into a pipeline beside torchvision's.
 
-    Augment([v2.RandomCrop(32, padding=4), AlternatingFlip(), Cutout(8), v2.ToImage(), ...])
+Augment([v2.RandomCrop(32, padding=4), AlternatingFlip(), Cutout(8), v2.ToImage(), ...])
 """
 
 from __future__ import annotations

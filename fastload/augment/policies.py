@@ -84,11 +84,11 @@ def _add_warp(builder: Builder, warps: list[str], picked: dict[str, Array], magn
         shear_x, shear_y = amount["ShearX"], amount["ShearY"]
         # affine_matrix of shear atan(m): [1, m, 0, 0, 1, 0] and [1, 0, 0, m, 1, 0], inverted, about (0, 0).
         corner = (1.0, shear_x, 0.0, shear_y, 1.0, 0.0, 0.0, 0.0, 1.0)
-        matrix = tuple(xp.where(sheared, a, b) for a, b in zip(corner, matrix, strict=True))  # type: ignore[assignment]
+        matrix = tuple(xp.where(sheared, a, b) for a, b in zip(corner, matrix, strict=True))
     warped: Array = False
     for name in warps:
         warped = picked[name] | warped
-    matrix = tuple(xp.where(warped, a, b) for a, b in zip(matrix, IDENTITY, strict=True))  # type: ignore[assignment]
+    matrix = tuple(xp.where(warped, a, b) for a, b in zip(matrix, IDENTITY, strict=True))
 
     builder.move(
         lambda g: g.warp(xp, matrix, nearest=look.nearest, fill=look.fill),

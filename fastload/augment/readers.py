@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 
 from fastload.augment import colour, geometry, own, policies
 from fastload.augment.plan import Code, Op
-from fastload.augment.spec import Parser, Spec, UnknownTransform, Values, flatten
+from fastload.augment.spec import Parser, Spec, UnknownTransformError, Values, flatten
 from fastload.errors import TransformError
 
 
@@ -40,15 +40,15 @@ def _pair(size: Any) -> tuple[int, int]:
 def _check_bilinear(transform: Any) -> None:
     interpolation = getattr(transform.interpolation, "value", transform.interpolation)
     if interpolation not in ("bilinear", 2):
-        raise UnknownTransform(f"asks for interpolation {interpolation}, which is not supported; use bilinear.")
+        raise UnknownTransformError(f"asks for interpolation {interpolation}, which is not supported; use bilinear.")
     if getattr(transform, "antialias", True) is False:
-        raise UnknownTransform("asks for antialias=False, which is not supported; leave it at True.")
+        raise UnknownTransformError("asks for antialias=False, which is not supported; leave it at True.")
 
 
 def _nearest(transform: Any) -> bool:
     interpolation = getattr(transform.interpolation, "value", transform.interpolation)
     if interpolation not in ("bilinear", "nearest", 0, 2):
-        raise UnknownTransform(
+        raise UnknownTransformError(
             f"asks for interpolation {interpolation}, which is not supported; use nearest or bilinear."
         )
     return interpolation in ("nearest", 0)
@@ -106,7 +106,7 @@ def _center(center: Any) -> tuple[float, float] | None:
 
 def _random_rotation(t: Any, parser: Parser) -> Op:
     if t.expand:
-        raise UnknownTransform("asks for expand=True, which gives every image its own size; use expand=False.")
+        raise UnknownTransformError("asks for expand=True, which gives every image its own size; use expand=False.")
     return geometry.RandomRotation(
         degrees=tuple(t.degrees), nearest=_nearest(t), center=_center(t.center), fill=_warp_fill(t.fill, parser.spec)
     )

@@ -48,10 +48,7 @@ def run(images_NHWC: torch.Tensor, drawn: Drawn) -> torch.Tensor:
     """
     x = images_NHWC
     for node in drawn.plan.nodes:
-        if isinstance(node, Pass):
-            x = run_pass(x, node, drawn)
-        else:
-            x = run_mixture(x, node, drawn)
+        x = run_pass(x, node, drawn) if isinstance(node, Pass) else run_mixture(x, node, drawn)
     return x.permute(0, 3, 1, 2)
 
 
@@ -97,10 +94,7 @@ def take_step(x_NCST: torch.Tensor, step: Step, drawn: Drawn) -> torch.Tensor:
         else:
             value = column(step.values[0], num_images, device)[index].float()[:, None, None, None]
             changed = blur(part, value, step.radius) if kind == Code.BLUR else OPERATIONS[kind](part, value)
-        if everything:
-            x_NCST = changed
-        else:
-            x_NCST = x_NCST.index_copy(0, index, changed.contiguous())
+        x_NCST = changed if everything else x_NCST.index_copy(0, index, changed.contiguous())
     return x_NCST
 
 

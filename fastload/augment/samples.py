@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torchvision.transforms.v2 import functional as F  # noqa: N812
+from torchvision.transforms.v2 import functional as F
 from torchvision.tv_tensors import Image
 
 from fastload.augment.arithmetic import HostNumbers, Keys
@@ -51,7 +51,7 @@ def _stored(made: Any, unknown: PerSample) -> torch.Tensor:
             made = F.pil_to_tensor(made)
         except TypeError:
             raise TransformError(f"{_name(unknown)} gives a {type(made).__name__}, not an image.") from None
-    image_CHW = made.as_subclass(torch.Tensor)
+    image_CHW: torch.Tensor = made.as_subclass(torch.Tensor)
     return (image_CHW.float() * 255 if image_CHW.is_floating_point() else image_CHW).permute(1, 2, 0)
 
 

@@ -19,7 +19,8 @@ def column(value: Array, num_images: int, device: torch.device) -> torch.Tensor:
     """Return per-image numbers of any backend as float64 [N]."""
     if not isinstance(value, torch.Tensor):
         value = torch.from_numpy(np.array(np.broadcast_to(value, num_images), np.float64))
-    return value.to(device, torch.float64, non_blocking=True).expand(num_images)
+    moved: torch.Tensor = value.to(device, torch.float64, non_blocking=True)
+    return moved.expand(num_images)
 
 
 def resample(images_NHWC: torch.Tensor, geometry: Geometry) -> torch.Tensor:
@@ -50,8 +51,8 @@ def filtered(images_NHWC: torch.Tensor, geometry: Geometry) -> torch.Tensor:
         float32 [N, C, S, T], stored units.
     """
     _, height, width, num_channels = images_NHWC.shape
-    rows_NSH = filter_weights(geometry.y, height, len(images_NHWC), images_NHWC.device)
-    columns_NTW = filter_weights(geometry.x, width, len(images_NHWC), images_NHWC.device)
+    rows_NSH = filter_weights(geometry.y, height, images_NHWC, geometry.fold)
+    columns_NTW = filter_weights(geometry.x, width, images_NHWC, geometry.fold)
     # [N, H, C, W] in between: both products are then plain batched ones, and nothing is copied twice.
     images_NHCW = images_NHWC.to(torch.float32).transpose(2, 3)
     narrow = torch.bmm(images_NHCW.reshape(-1, height * num_channels, width), columns_NTW.transpose(1, 2))
@@ -64,7 +65,7 @@ def filtered(images_NHWC: torch.Tensor, geometry: Geometry) -> torch.Tensor:
     return out_NCST
 
 
-def filter_weights(axis: AxisMap, num_stored: int, num_images: int, device: torch.device) -> torch.Tensor:
+def filter_weights(axis: AxisMap, num_stored: int, images: torch.Tensor, fold: str = "") -> torch.Tensor:
     """Return the share of each stored pixel in each output pixel of one axis.
 
     The triangle filter of torch.nn.functional.interpolate(mode="bilinear", antialias=True,
@@ -76,11 +77,13 @@ def filter_weights(axis: AxisMap, num_stored: int, num_images: int, device: torc
         float32 [N, size, num_stored].
     """
     # Fractions of a pixel matter, thousands of pixels are possible: float64 until the weights are made.
-    start, step, low, high = (
-        column(a, num_images, device)[:, None, None] for a in (axis.start, axis.step, axis.low, axis.high)
-    )
+    num_images, device = len(images), images.device
+    names = (axis.start, axis.step, axis.low, axis.high, axis.fold_low, axis.fold_high)
+    start, step, low, high, fold_low, fold_high = (column(a, num_images, device)[:, None, None] for a in names)
     output = torch.arange(axis.size, device=device, dtype=torch.float64)[:, None]
     centre = start + (output + 0.5) * step
+    if fold:
+        centre = folded(centre, fold_low, fold_high, fold)
     support = step.abs().clamp(min=1)
     reach = max(0, -math.floor(float(low.min())), math.ceil(float(high.max())) - num_stored) if num_images else 0
     pixel = torch.arange(-reach, num_stored + reach, device=device) + 0.5

@@ -37,7 +37,7 @@ def explain(
         except TransformError as e:
             lines.append(f"  not for images of this size: {e}")
             break
-        lines += _passes(made, size, count)
+        lines += _passes(made)
         launches += 1 + sum(num_launches(made))
         size = (*made.size, made.channels)
     scale, offset = (", ".join(f"{v:.6g}" for v in vs) for vs in (spec.values.scale, spec.values.offset))
@@ -81,7 +81,7 @@ def _options(op: object) -> str:
     return f" ({', '.join(shown)})" if shown else ""
 
 
-def _passes(made: Plan, size: tuple[int, int, int], count: int) -> list[str]:
+def _passes(made: Plan) -> list[str]:
     lines = []
     for node in made.nodes:
         if isinstance(node, Mixture):
@@ -96,7 +96,6 @@ def _passes(made: Plan, size: tuple[int, int, int], count: int) -> list[str]:
             how += f", {g.supersample}x{g.supersample} places per pixel"
         steps = [_named(step.kinds) for step in node.steps]
         lines.append(f"  {how} -> {g.out[0]}x{g.out[1]}x{node.channels}" + "".join(f" | {s}" for s in steps))
-        size = (*g.out, node.channels)
     for mixing in made.mixing:
         lines.append(f"  {'CutMix' if mixing.cuts else 'MixUp'} with the image before, labels too")
     return lines

@@ -118,19 +118,20 @@ class Parser:
             before = self.spec
             try:
                 if known is None:
-                    raise UnknownTransform(f"is not one that fastload knows; it knows {', '.join(known_names())}.")
+                    raise UnknownTransformError(f"is not one that fastload knows; it knows {', '.join(known_names())}.")
                 op = known(transform, self)
             except TransformError as e:
-                if not self._per_sample or (known is not None and not isinstance(e, UnknownTransform)):
+                if not self._per_sample or (known is not None and not isinstance(e, UnknownTransformError)):
                     if str(e).startswith("transform "):
                         raise
-                    said = str(e) if isinstance(e, UnknownTransform) else f": {e}"
-                    joint = " " if isinstance(e, UnknownTransform) else ""
+                    said = str(e) if isinstance(e, UnknownTransformError) else f": {e}"
+                    joint = " " if isinstance(e, UnknownTransformError) else ""
                     raise type(e)(f"transform {number} ({printable(name)}){joint}{said}") from None
                 self.spec, self._next = before, number + 1
-                op = PerSample(number, transform, self._sees(number))
+                found.append(PerSample(number, transform, self._sees(number)))
+                continue
             if op is not None:
-                found.append(op if isinstance(op, PerSample) else (number, op))
+                found.append((number, op))
         return found
 
     def branch(self, transforms: Any) -> tuple[Numbered, ...]:
@@ -159,7 +160,7 @@ class Parser:
         return "PIL" if self.becomes_tensor else "uint8"
 
 
-class UnknownTransform(TransformError):
+class UnknownTransformError(TransformError):
     """A transform, or an option of one, that fastload does not know."""
 
 
