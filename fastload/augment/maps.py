@@ -31,6 +31,7 @@ class AxisMap:
             let its surroundings bleed in. Outside the stored image they mean padding.
         fold_low, fold_high: stored coordinates at which the image is mirrored or held, [N], where it folds.
         size: canvas pixels.
+        most: the largest |step| that may occur.
     """
 
     start: Array
@@ -40,6 +41,7 @@ class AxisMap:
     fold_low: Array = 0.0
     fold_high: Array = 0.0
     size: int
+    most: float = 1.0
 
     @staticmethod
     def identity(size: int) -> AxisMap:
@@ -60,7 +62,8 @@ class AxisMap:
         start = self.start + offset * self.step
         end = start + extent * self.step
         low, high = xp.minimum(start, end), xp.maximum(start, end)
-        return replace(self, start=start, step=self.step * (extent * (1 / size)), low=low, high=high, size=size)
+        step, most = self.step * (extent * (1 / size)), self.most * (self.size / size)
+        return replace(self, start=start, step=step, low=low, high=high, size=size, most=most)
 
     def flip(self, xp: Numbers, flipped: Array) -> AxisMap:
         """Mirror the images where `flipped`."""
@@ -216,7 +219,7 @@ def choose(xp: Numbers, condition: Array, yes: Geometry, no: Geometry) -> Geomet
     for a, b in ((yes.y, no.y), (yes.x, no.x)):
         names = ("start", "step", "low", "high", "fold_low", "fold_high")
         chosen = {n: xp.where(condition, getattr(a, n), getattr(b, n)) for n in names}
-        axes.append(AxisMap(**chosen, size=a.size))
+        axes.append(AxisMap(**chosen, size=a.size, most=max(a.most, b.most)))
     return Geometry(
         y=axes[0], x=axes[1], out=yes.out, resized=yes.resized or no.resized, cropped=yes.cropped or no.cropped,
         padded=padded.padded, fill=padded.fill, hidden=yes.hidden or no.hidden, fold=yes.fold, matrix=matrix,
