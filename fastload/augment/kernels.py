@@ -4,8 +4,8 @@ Shape letters: N batch, H W stored pixels, S T output height and width, C channe
 output pixels of one image, all channels. What is drawn lies in `draws`, float32 [rows, N]; which row is what is
 known when a kernel is compiled. Colours are 0..1 between resampling and output.
 
-Step tuples are (row of the code, rows of its numbers, bit mask of codes, fill, noise number or -1, noise scale,
-noise offset); codes are those of `plan.Code`.
+What is not drawn comes in tuples of constants, described by the names of their places; Triton follows them two
+levels deep, not three. Codes are those of `plan.Code`.
 """
 
 # Triton takes constants and strides in its own spelling; its functions have no types that mypy could check.
@@ -24,8 +24,11 @@ COVER, OUTSIDE = tl.constexpr(9), tl.constexpr(10)
 NEAREST, PLACES, CANVAS, TAPS = tl.constexpr(11), tl.constexpr(12), tl.constexpr(13), tl.constexpr(14)
 
 # Places in the tuple that describes a step.
-CODE, VALUES, KINDS, ERASED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
-NOISE, NOISE_SCALE, NOISE_OFFSET = tl.constexpr(4), tl.constexpr(5), tl.constexpr(6)
+CODE, VALUE, TOP, LEFT, BOTTOM, RIGHT = (
+    tl.constexpr(0), tl.constexpr(1), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3), tl.constexpr(4)
+)  # fmt: skip
+KINDS, NOISE = tl.constexpr(5), tl.constexpr(6)
+ERASED, NOISE_SCALE, NOISE_OFFSET = tl.constexpr(7), tl.constexpr(10), tl.constexpr(13)  # three numbers each
 
 LEVELS = tl.constexpr(256 - 1e-3)  # torchvision's to_dtype(uint8, scale=True)
 
@@ -46,8 +49,8 @@ def philox(c0, c1, c2, c3, k0, k1):
 
 
 @triton.jit
-def _row(draws, row, n, image):
-    return tl.load(draws + row * n + image)
+def _row(draws, ROW: tl.constexpr, n, image):
+    return tl.load(draws + ROW * n + image)
 
 
 @triton.jit
@@ -67,15 +70,15 @@ def _fold(at, low, high, MODE: tl.constexpr):
 
 
 @triton.jit
-def _axis(draws, n, image, ROWS: tl.constexpr, at, MODE: tl.constexpr):
+def _axis(draws, n, image, G: tl.constexpr, AXIS: tl.constexpr, at):
     """Return centre (stored coordinates), support, low, high for canvas coordinates `at`."""
-    start = _row(draws, ROWS[0], n, image)
-    step = _row(draws, ROWS[1], n, image)
+    start = _row(draws, G[AXIS][0], n, image)
+    step = _row(draws, G[AXIS][1], n, image)
     centre = start + at * step
-    if MODE > 0:
-        centre = _fold(centre, _row(draws, ROWS[4], n, image), _row(draws, ROWS[5], n, image), MODE)
+    if G[FOLD] > 0:
+        centre = _fold(centre, _row(draws, G[AXIS][4], n, image), _row(draws, G[AXIS][5], n, image), G[FOLD])
     support = tl.maximum(tl.abs(step), 1.0)
-    return centre, support, _row(draws, ROWS[2], n, image), _row(draws, ROWS[3], n, image)
+    return centre, support, _row(draws, G[AXIS][2], n, image), _row(draws, G[AXIS][3], n, image)
 
 
 @triton.jit
@@ -105,8 +108,8 @@ def _tap(base, y, x, mask, G: tl.constexpr):
 @triton.jit
 def _at(base, draws, n, image, y, x, mask, G: tl.constexpr):
     """Return the stored values at canvas coordinates (y, x), 0..255; sampling.py says what they mean."""
-    centre_y, support_y, low_y, high_y = _axis(draws, n, image, G[Y], y, G[FOLD])
-    centre_x, support_x, low_x, high_x = _axis(draws, n, image, G[X], x, G[FOLD])
+    centre_y, support_y, low_y, high_y = _axis(draws, n, image, G, Y, y)
+    centre_x, support_x, low_x, high_x = _axis(draws, n, image, G, X, x)
     if G[NEAREST]:
         r, g, b = _tap(base, tl.floor(centre_y), tl.floor(centre_x), mask, G)
     else:
@@ -279,12 +282,12 @@ def _pointwise(
 
 
 @triton.jit
-def _normal(r, g, b, ids, keys, image, pixel, STEP: tl.constexpr):
+def _normal(ids, keys, image, pixel, STEPS: tl.constexpr, I: tl.constexpr):
     """Return normal noise for each pixel; see reference.noise."""
     sample = tl.load(ids + image)
     block = pixel.to(tl.int64) + 65536
     zero = tl.zeros_like(block)
-    number = zero + STEP[NOISE] + tl.load(keys + 5)
+    number = zero + STEPS[I][NOISE] + tl.load(keys + 5)
     w0, w1, w2, w3 = philox(
         block, number, zero + (sample & 0xFFFFFFFF), zero + (sample >> 32), tl.load(keys), tl.load(keys + 1)
     )
@@ -296,22 +299,22 @@ def _normal(r, g, b, ids, keys, image, pixel, STEP: tl.constexpr):
     z1 = (first * tl.sin(w1.to(tl.float64) * turn)).to(tl.float32)
     z2 = (second * tl.cos(w3.to(tl.float64) * turn)).to(tl.float32)
     return (
-        z0 * STEP[NOISE_SCALE][0] + STEP[NOISE_OFFSET][0],
-        z1 * STEP[NOISE_SCALE][1] + STEP[NOISE_OFFSET][1],
-        z2 * STEP[NOISE_SCALE][2] + STEP[NOISE_OFFSET][2],
+        z0 * STEPS[I][NOISE_SCALE] + STEPS[I][NOISE_OFFSET],
+        z1 * STEPS[I][NOISE_SCALE + 1] + STEPS[I][NOISE_OFFSET + 1],
+        z2 * STEPS[I][NOISE_SCALE + 2] + STEPS[I][NOISE_OFFSET + 2],
     )
 
 
 @triton.jit
-def _erased(r, g, b, draws, n, image, ids, keys, row, column, pixel, STEP: tl.constexpr):
-    top, left = _row(draws, STEP[VALUES][0], n, image), _row(draws, STEP[VALUES][1], n, image)
-    bottom, right = _row(draws, STEP[VALUES][2], n, image), _row(draws, STEP[VALUES][3], n, image)
+def _erased(r, g, b, draws, n, image, ids, keys, row, column, pixel, STEPS: tl.constexpr, I: tl.constexpr):
+    top, left = _row(draws, STEPS[I][TOP], n, image), _row(draws, STEPS[I][LEFT], n, image)
+    bottom, right = _row(draws, STEPS[I][BOTTOM], n, image), _row(draws, STEPS[I][RIGHT], n, image)
     inside = (row >= top) & (row < bottom) & (column >= left) & (column < right)
-    if STEP[NOISE] >= 0:
-        z0, z1, z2 = _normal(r, g, b, ids, keys, image, pixel, STEP)
+    if STEPS[I][NOISE] >= 0:
+        z0, z1, z2 = _normal(ids, keys, image, pixel, STEPS, I)
         return tl.where(inside, z0, r), tl.where(inside, z1, g), tl.where(inside, z2, b)
     return (
-        tl.where(inside, STEP[ERASED][0], r), tl.where(inside, STEP[ERASED][1], g), tl.where(inside, STEP[ERASED][2], b)
+        tl.where(inside, STEPS[I][ERASED], r), tl.where(inside, STEPS[I][ERASED + 1], g), tl.where(inside, STEPS[I][ERASED + 2], b)
     )  # fmt: skip
 
 
@@ -368,22 +371,23 @@ def _sharpened(spare, base, row, column, r, g, b, factor, mask, S: tl.constexpr,
 def _start(src, gather, spare, blurred, draws, n, image, row, column, mask, G: tl.constexpr, STENCIL: tl.constexpr,
            S: tl.constexpr, T: tl.constexpr, C: tl.constexpr):  # fmt: skip
     """Return the values a segment starts with, 0..1: resampled, or a stencil over the segment before."""
-    # STENCIL: (row of the code, row of the value, radius down, radius across), or () for a geometry.
+    # STENCIL: (row of the code or -1, row of the value, radius down, radius across), or () for a geometry.
     if len(STENCIL) == 0:
         stored = tl.load(gather + image) if len(G) > 15 else image.to(tl.int64)
         # 64 bits: a resident dataset has more bytes than 32 bits can count.
         base = src + stored * (G[HEIGHT] * G[WIDTH] * G[CHANNELS])
-        return _resampled(base, draws, n, image, row, column, mask, G)
-    base = image.to(tl.int64) * (S * T * C)
-    code = _row(draws, STENCIL[0], n, image).to(tl.int32)
-    r, g, b = _spared(spare, base + (row * T + column) * C, mask, C)
-    if S > 2 and T > 2:
-        if code == 11:
+        r, g, b = _resampled(base, draws, n, image, row, column, mask, G)
+    else:
+        base = image.to(tl.int64) * (S * T * C)
+        r, g, b = _spared(spare, base + (row * T + column) * C, mask, C)
+        if STENCIL[0] >= 0:
+            code = _row(draws, STENCIL[0], n, image).to(tl.int32)
             value = _row(draws, STENCIL[1], n, image)
-            r, g, b = _sharpened(spare, base, row, column, r, g, b, value, mask, S, T, C)
-    if code == 12:
-        value = _row(draws, STENCIL[1], n, image)
-        r, g, b = _blurred(blurred, base, row, column, value, mask, STENCIL[3], 1, S, T, C)
+            if S > 2 and T > 2:
+                if code == 11:
+                    r, g, b = _sharpened(spare, base, row, column, r, g, b, value, mask, S, T, C)
+            if code == 12:
+                r, g, b = _blurred(blurred, base, row, column, value, mask, STENCIL[3], 1, S, T, C)
     return r, g, b
 
 
@@ -414,11 +418,11 @@ def measure(
         code = _row(draws, STEPS[s][CODE], n, image).to(tl.int32)
         ahead = tl.where(code == wanted, 0, ahead)
         if ahead > 0:
-            value = _row(draws, STEPS[s][VALUES][0], n, image)
+            value = _row(draws, STEPS[s][VALUE], n, image)
             r, g, b = _pointwise(r, g, b, code, value, image, partial, partial, mask, STEPS[s][KINDS] & 0x1FA, C, PARTS)
             if STEPS[s][KINDS] & 8192:
                 if code == 13:
-                    r, g, b = _erased(r, g, b, draws, n, image, ids, keys, row, column, pixel, STEPS[s])
+                    r, g, b = _erased(r, g, b, draws, n, image, ids, keys, row, column, pixel, STEPS, s)
     if COUNTS:
         if wanted == 10:
             here = histogram + image * C * 256
@@ -514,11 +518,11 @@ def apply(
     r, g, b = _start(src, gather, spare, blurred, draws, n, image, row, column, mask, G, STENCIL, S, T, C)
     for s in tl.static_range(len(STEPS)):
         code = _row(draws, STEPS[s][CODE], n, image).to(tl.int32)
-        value = _row(draws, STEPS[s][VALUES][0], n, image)
+        value = _row(draws, STEPS[s][VALUE], n, image)
         r, g, b = _pointwise(r, g, b, code, value, image, partial, table, mask, STEPS[s][KINDS], C, PARTS)
         if STEPS[s][KINDS] & 8192:
             if code == 13:
-                r, g, b = _erased(r, g, b, draws, n, image, ids, keys, row, column, pixel, STEPS[s])
+                r, g, b = _erased(r, g, b, draws, n, image, ids, keys, row, column, pixel, STEPS, s)
     to_aside = ASIDE
     if LATER >= 0:
         to_aside = _row(draws, LATER, n, image) != 0.0
