@@ -207,6 +207,13 @@ class Loader:
         start, stop, num_padding = self.shares.rows(step, self.rank)
         # Padding repeats the order's first sample: real data of the right shape, and never counted.
         ids = torch.cat([order[start:stop], order[:1].expand(num_padding)])
+        if isinstance(self._store, TensorStore) and self.placement.kind == "gpu":
+            # All images are there: augmentation takes its own out of them, and no batch is copied.
+            rows = ids.to(self.device, non_blocking=True)
+            labels = self._labels[rows]
+            return _Fetched(
+                ids=ids, num_valid=stop - start, images=self._store.images, labels=labels, copied=None, rows=rows
+            )
         images = self._store.gather(ids)
         labels = self._labels[ids.to(self._labels.device, non_blocking=True)]
         copied = None
@@ -227,7 +234,9 @@ class Loader:
             # The memory belongs to the copying stream: without this it would be given away while still in use.
             fetched.images.record_stream(stream)
             fetched.labels.record_stream(stream)
-        return self.augment(fetched.images, fetched.labels, ids=fetched.ids, epoch=epoch, seed=self.seed)
+        return self.augment(
+            fetched.images, fetched.labels, ids=fetched.ids, rows=fetched.rows, epoch=epoch, seed=self.seed
+        )
 
     @contextmanager
     def _registered(self) -> Iterator[None]:
@@ -247,13 +256,17 @@ class Loader:
 
 @dataclass(frozen=True, kw_only=True)
 class _Fetched:
-    """Stored images and labels of one step, on the device or on their way there."""
+    """Stored images and labels of one step, on the device or on their way there.
+
+    `rows`: which of `images` they are, where these are all of them.
+    """
 
     ids: torch.Tensor
     num_valid: int
     images: torch.Tensor
     labels: torch.Tensor
     copied: torch.cuda.Event | None
+    rows: torch.Tensor | None = None
 
 
 def describe(dataset: Dataset) -> str:

@@ -50,6 +50,11 @@ class TensorStore:
                 first += len(piece)
                 advance(piece.numel())
 
+    @property
+    def images(self) -> torch.Tensor:
+        """Return all images, [N, H, W, C], where they lie."""
+        return self._images
+
     def gather(self, ids: torch.Tensor) -> torch.Tensor:
         """See Store."""
         if self._images.device.type == "cpu":

@@ -20,7 +20,7 @@ SIZES = [(1, 1), (7, 13), (64, 51)]
 
 
 def augmented(transforms: object, images: torch.Tensor, **options: object) -> torch.Tensor:
-    made = Augment(transforms, **options)(images, seed=SEED, epoch=EPOCH)  # type: ignore[arg-type]
+    made = Augment(transforms, **options).reference(images, seed=SEED, epoch=EPOCH)  # type: ignore[arg-type]
     assert isinstance(made, torch.Tensor)
     return made
 

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any, overload
 
 import numpy as np
 import torch
 
-from fastload.augment import reference
+from fastload.augment import cpu, reference
 from fastload.augment.arithmetic import HostNumbers, Keys
 from fastload.augment.geometry import Resize
 from fastload.augment.own import AlternatingFlip, CutMix, Cutout, MixUp, RandomErasing
-from fastload.augment.plan import Plan
+from fastload.augment.plan import Mixing, Numbered, Plan
+from fastload.augment.reference import Drawn
 from fastload.augment.samples import run_each
 from fastload.augment.saying import explain
 from fastload.augment.spec import PerSample, Spec, Values, parse, plan
 from fastload.errors import TransformError
 
-Images = torch.Tensor | tuple[torch.Tensor, ...]
+
+def can_fuse(images: torch.Tensor) -> bool:
+    """Whether the Triton kernels take these images: grey or RGB, on a CUDA GPU, where Triton is installed."""
+    return images.is_cuda and images.shape[3] in (1, 3) and find_spec("triton") is not None
 
 
 class Augment:
@@ -77,6 +82,8 @@ class Augment:
         self.dtype = dtype
         self.memory_format = memory_format
         self.views = views
+        self._fused: dict[tuple[int, ...], Any] = {}  # compiled kernels by the shape of stored images
+        self._keys: Any = None
 
     @overload
     def __call__(
@@ -110,40 +117,84 @@ class Augment:
         Raises:
             TransformError: not such a batch, or the transforms do not fit images of that size.
         """
+        return self._all(images, labels, ids, rows, Keys(seed, epoch), exact=False)
+
+    def reference(
+        self, images: torch.Tensor, labels: torch.Tensor | None = None, *, ids: torch.Tensor | None = None,
+        epoch: int = 0, seed: int = 0,
+    ) -> Any:  # fmt: skip
+        """Do the same by the slow twin, which says what everything means; any device."""
+        return self._all(images, labels, ids, None, Keys(seed, epoch), exact=True)
+
+    def _all(
+        self, images: torch.Tensor, labels: torch.Tensor | None, ids: torch.Tensor | None, rows: torch.Tensor | None,
+        keys: Keys, *, exact: bool,
+    ) -> Any:  # fmt: skip
         sample_ids = self._check(images, ids, rows)
-        keys = Keys(seed, epoch)
+        is_fused = not exact and can_fuse(images) and all(not isinstance(s, PerSample) for s in self._segments)
+        if rows is not None and not is_fused:
+            images = images.index_select(0, rows)
         made: list[torch.Tensor] = []
-        for view in range(self.views):
-            out, last = self._run(images if rows is None else images.index_select(0, rows), sample_ids, keys, view)
-            for mixing in last.mixing:
-                out = reference.mix(out, mixing)
-                # Views share their labels: a mixture in them would differ from view to view.
-                if labels is not None and view == 0:
-                    labels = reference.mix_labels(labels, mixing)
-            if last.mixing and self.views > 1:
-                raise TransformError("MixUp and CutMix make one label per image, and views=2 makes two; use one view.")
-            made.append(out)
+        # Triton launches on the current device; -1 leaves it as it is.
+        with torch.cuda.device(images.device.index if images.is_cuda else -1):
+            for view in range(self.views):
+                if is_fused:
+                    out, mixings = self._run_fused(images, rows, sample_ids, keys, view)
+                else:
+                    out, mixings = self._run(images, sample_ids, keys, view, exact=exact)
+                if mixings and self.views > 1:
+                    raise TransformError(
+                        "MixUp and CutMix make one label per image, and several views make several; use one view."
+                    )
+                for mixing in mixings:
+                    out = reference.mix(out, mixing)
+                    labels = None if labels is None else reference.mix_labels(labels, mixing)
+                made.append(out)
         result = made[0] if self.views == 1 else tuple(made)
         return result if labels is None else (result, labels)
 
-    def _run(self, images: torch.Tensor, ids: torch.Tensor, keys: Keys, view: int) -> tuple[torch.Tensor, Plan]:
-        x = images
-        drawn = None
-        for segment in self._segments:
+    def _run(
+        self, images: torch.Tensor, ids: torch.Tensor, keys: Keys, view: int, *, exact: bool
+    ) -> tuple[torch.Tensor, tuple[Mixing, ...]]:
+        x, host_ids = images, ids.cpu()
+        last = self._segments[-1]
+        for segment in self._segments[:-1]:
             if isinstance(segment, PerSample):
-                x = run_each(x, segment, ids, keys, view)
-                continue
-            xp = HostNumbers(ids.numpy(), keys, view)
-            drawn = reference.Drawn(plan=plan(segment, xp, *x.shape[1:]), ids=ids, keys=keys, view=view)
-            if segment is self._segments[-1]:
-                break
-            x = reference.run(x, drawn).permute(0, 2, 3, 1)
-        assert drawn is not None
+                x = run_each(x, segment, host_ids, keys, view)
+            else:
+                x = reference.run(x, self._drawn(segment, x, host_ids, keys, view)).permute(0, 2, 3, 1)
+        drawn = self._drawn(last, x, host_ids, keys, view)  # type: ignore[arg-type]
         self._check_channels(drawn.plan.channels)
-        out = reference.copied(x, drawn.plan, self._spec.values, self.dtype, self.memory_format)
+        options = (self._spec.values, self.dtype, self.memory_format)
+        out = reference.copied(x, drawn.plan, *options)
+        if out is None and not exact and cpu.suits(x, drawn.plan) and cpu.whole_windows(drawn.plan, len(x)):
+            out = cpu.run(x, drawn.plan, *options)
         if out is None:
-            out = reference.finish(reference.run(x, drawn), self._spec.values, self.dtype, self.memory_format)
-        return out, drawn.plan
+            out = reference.finish(reference.run(x, drawn), *options)
+        return out, drawn.plan.mixing
+
+    def _drawn(self, segment: list[Numbered], x: torch.Tensor, ids: torch.Tensor, keys: Keys, view: int) -> Drawn:
+        made = plan(segment, HostNumbers(ids.numpy(), keys, view), *x.shape[1:])
+        return Drawn(plan=made, ids=ids, keys=keys, view=view)
+
+    def _run_fused(
+        self, images: torch.Tensor, rows: torch.Tensor | None, ids: torch.Tensor, keys: Keys, view: int
+    ) -> tuple[torch.Tensor, tuple[Mixing, ...]]:
+        from fastload.augment.fused import DeviceKeys, Fused, Output
+
+        shape = tuple(images.shape[1:])
+        if shape not in self._fused:
+            self._fused[shape] = Fused(self._segments[0], *shape)  # type: ignore[arg-type]
+        fused = self._fused[shape]
+        if self._keys is None:
+            self._check_channels(fused.plan.channels)
+            self._keys = DeviceKeys()
+        ids = ids.to(images.device, non_blocking=True)
+        words = self._keys.get(keys, view, images.device)
+        draws = fused.draws(ids, words)
+        output = Output(dtype=self.dtype, memory_format=self.memory_format, values=self._spec.values)
+        out = fused.run(images.contiguous(), rows, ids, words, draws, output)
+        return out, fused.mixing(draws) if fused.plan.mixing else ()
 
     def _check(self, images: torch.Tensor, ids: torch.Tensor | None, rows: torch.Tensor | None) -> torch.Tensor:
         if images.dtype != torch.uint8 or images.ndim != 4:

@@ -17,7 +17,19 @@ import triton
 from fastload.augment import kernels
 from fastload.augment.arithmetic import Keys
 from fastload.augment.maps import Geometry
-from fastload.augment.plan import STATISTICS, STENCILS, Code, Mixing, Mixture, Numbered, Pass, Plan, Step, rows_of, transfer
+from fastload.augment.plan import (
+    STATISTICS,
+    STENCILS,
+    Code,
+    Mixing,
+    Mixture,
+    Numbered,
+    Pass,
+    Plan,
+    Step,
+    rows_of,
+    transfer,
+)
 from fastload.augment.spec import Values, plan
 from fastload.augment.tracing import Trace, compile_draws
 
@@ -214,9 +226,7 @@ class _Launch:
         partial = torch.empty((count, parts, 8), dtype=torch.float32, device=draws.device)
         shape = (count, channels, 256)
         histogram = torch.zeros(shape, dtype=torch.int32, device=draws.device) if counts else partial
-        kernels.measure[(count * parts,)](
-            *inputs, partial, histogram, count, COUNTS=counts, **self.segment, **sizes
-        )
+        kernels.measure[(count * parts,)](*inputs, partial, histogram, count, COUNTS=counts, **self.segment, **sizes)
         if not counts:
             return partial, partial
         table = torch.empty(shape, dtype=torch.float32, device=draws.device)
@@ -224,9 +234,7 @@ class _Launch:
         return partial, table
 
 
-def _launches(
-    node: Pass, shape: tuple[int, ...], *, gathered: bool, output: Output | None
-) -> list[_Launch]:
+def _launches(node: Pass, shape: tuple[int, ...], *, gathered: bool, output: Output | None) -> list[_Launch]:
     """Return the launches of a pass over images of `shape` (H, W, C)."""
     height, width = node.geometry.out
     block = min(512, triton.next_power_of_2(height * width))

@@ -172,7 +172,9 @@ def _resampled(base, draws, n, image, row, column, mask, G: tl.constexpr):
             v = y + (part // G[PLACES] + 0.5) * share
             u = x + (part % G[PLACES] + 0.5) * share
             over = 1.0 / (m6 * u + m7 * v + m8)
-            r1, g1, b1 = _at(base, draws, n, image, (m3 * u + m4 * v + m5) * over, (m0 * u + m1 * v + m2) * over, mask, G)
+            r1, g1, b1 = _at(
+                base, draws, n, image, (m3 * u + m4 * v + m5) * over, (m0 * u + m1 * v + m2) * over, mask, G
+            )
             r, g, b = r + r1, g + g1, b + b1
         scale: tl.constexpr = 1.0 / (255.0 * G[PLACES] * G[PLACES])
         return r * scale, g * scale, b * scale
@@ -265,11 +267,20 @@ def _pointwise(
             b = tl.where(b >= value, 1.0 - b, b)
     if KINDS & 512:
         if code == 9:
-            low, high = tl.min(_parts(partial, image, 1, 2.0, PARTS), 0), tl.max(_parts(partial, image, 4, -1.0, PARTS), 0)
+            low, high = (
+                tl.min(_parts(partial, image, 1, 2.0, PARTS), 0),
+                tl.max(_parts(partial, image, 4, -1.0, PARTS), 0),
+            )
             r = _stretched(r, low, high)
-            low, high = tl.min(_parts(partial, image, 2, 2.0, PARTS), 0), tl.max(_parts(partial, image, 5, -1.0, PARTS), 0)
+            low, high = (
+                tl.min(_parts(partial, image, 2, 2.0, PARTS), 0),
+                tl.max(_parts(partial, image, 5, -1.0, PARTS), 0),
+            )
             g = _stretched(g, low, high)
-            low, high = tl.min(_parts(partial, image, 3, 2.0, PARTS), 0), tl.max(_parts(partial, image, 6, -1.0, PARTS), 0)
+            low, high = (
+                tl.min(_parts(partial, image, 3, 2.0, PARTS), 0),
+                tl.max(_parts(partial, image, 6, -1.0, PARTS), 0),
+            )
             b = _stretched(b, low, high)
     if KINDS & 1024:
         if code == 10:
@@ -313,9 +324,8 @@ def _erased(r, g, b, draws, n, image, ids, keys, row, column, pixel, STEPS: tl.c
     if STEPS[I][NOISE] >= 0:
         z0, z1, z2 = _normal(ids, keys, image, pixel, STEPS, I)
         return tl.where(inside, z0, r), tl.where(inside, z1, g), tl.where(inside, z2, b)
-    return (
-        tl.where(inside, STEPS[I][ERASED], r), tl.where(inside, STEPS[I][ERASED + 1], g), tl.where(inside, STEPS[I][ERASED + 2], b)
-    )  # fmt: skip
+    fill_r, fill_g, fill_b = STEPS[I][ERASED], STEPS[I][ERASED + 1], STEPS[I][ERASED + 2]
+    return tl.where(inside, fill_r, r), tl.where(inside, fill_g, g), tl.where(inside, fill_b, b)
 
 
 @triton.jit

@@ -96,7 +96,9 @@ class Trace:
         self._drawn: dict[tuple[int, int, bool, bool], tuple[Symbol, ...]] = {}
         self.parity: Array = Symbol(self, "k4", "i")
 
-    def words(self, transform: int, count: int, *, every_epoch: bool = True, per_batch: bool = False) -> Sequence[Array]:
+    def words(
+        self, transform: int, count: int, *, every_epoch: bool = True, per_batch: bool = False
+    ) -> Sequence[Array]:
         """See Numbers."""
         found: list[Array] = []
         for block in range((count + 3) // 4):
@@ -107,13 +109,15 @@ class Trace:
                 keys = "k0, k1" if every_epoch else "k2, k3"
                 # Typed zeros: the words are int64 whatever Triton thinks of the constants.
                 self._lines.append((names, f"philox(zero + {block}, view + {transform}, {ids}, {keys})", ()))
-                self._drawn[key] = tuple(Symbol(self, n, "i") for n in names)  # type: ignore[assignment]
+                self._drawn[key] = tuple(Symbol(self, n, "i") for n in names)
             found += self._drawn[key]
         return found[:count]
 
     def binary(self, sign: str, a: Array, b: Array, kind: str = "") -> Array:
         """Return `a sign b`."""
-        found = kind or ("f" if sign == "/" or "f" in (_kind(a), _kind(b)) else _kind(a if isinstance(a, Symbol) else b))
+        found = kind or (
+            "f" if sign == "/" or "f" in (_kind(a), _kind(b)) else _kind(a if isinstance(a, Symbol) else b)
+        )
         return self._line(f"{_text(a)} {sign} {_text(b)}", found, a, b)
 
     def where(self, condition: Array, yes: Array, no: Array) -> Array:
@@ -123,7 +127,9 @@ class Trace:
         if yes is no or (not isinstance(yes, Symbol) and not isinstance(no, Symbol) and yes == no):
             return yes
         kind = "f" if "f" in (_kind(yes), _kind(no)) else "i" if "i" in (_kind(yes), _kind(no)) else "b"
-        return self._line(f"tl.where({condition.name}, {_full(yes, kind)}, {_full(no, kind)})", kind, condition, yes, no)
+        return self._line(
+            f"tl.where({condition.name}, {_full(yes, kind)}, {_full(no, kind)})", kind, condition, yes, no
+        )
 
     def floor(self, x: Array) -> Array:
         """See Numbers."""
