@@ -130,8 +130,11 @@ def _at(
     value = torch.zeros(shape, device=flat.device)
     for row, weight_y, inside_y in taps_y:
         for across, weight_x, inside_x in taps_x:
-            index = (row * width + across).view(len(flat), -1, 1).expand(-1, -1, shape[3])
-            tap = torch.gather(flat, 1, index).view(shape).to(torch.float32)
+            index = (row * width + across).view(len(flat), -1, 1)
+            if len(flat) == 1:  # whole pixels at once: twice as fast
+                tap = flat[0].index_select(0, index.view(-1)).view(shape).to(torch.float32)
+            else:
+                tap = torch.gather(flat, 1, index.expand(-1, -1, shape[3])).view(shape).to(torch.float32)
             if geometry.padded:
                 tap = torch.where((inside_y & inside_x)[..., None], tap, pad)
             value += tap * (weight_y * weight_x)[..., None]
