@@ -79,9 +79,30 @@ def _convert(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _augment(result: dict[str, Any]) -> str:
+    ours = result["results"]
+    peers = list(next(iter(ours.values())))
+    lines = [
+        f"| ms per {result['settings']['batch_size']} images | {' | '.join(peers)} |",
+        f"|---|{'---:|' * len(peers)}",
+    ]
+    for pipeline, row in ours.items():
+        shown = []
+        for peer in peers:
+            if peer not in row:
+                shown.append("")
+            elif peer == peers[0]:
+                shown.append(f"{row[peer]['ms']:,.0f}")
+            else:
+                shown.append(f"{row[peer]['ms']:,.0f} ({row[peer]['fastload_is_times_faster']:.1f}x)")
+        lines.append(f"| {pipeline} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
 _RENDER: dict[str, Callable[[dict[str, Any]], str]] = {
     "fastload-train": _train,
     "fastload-bench-loader": _loader,
     "fastload-bench-convert": _convert,
+    "fastload-bench-augment": _augment,
     "fastload-gpu-util": _gpu_util,
 }

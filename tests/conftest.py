@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels then run, slowly, on tiny images
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -71,6 +75,11 @@ def convert_small(source: Path, out: Path, conversion: object, size: int = 20) -
 
     with mock.patch.object(conversion, "SHARD_BYTES", 4 * size * size * 3):
         return conversion.convert(source, out, size=size)  # type: ignore[attr-defined]
+
+
+def num_threads() -> int:
+    """Return how many threads run, without those of augmentation, which live as long as the process."""
+    return sum(not thread.name.startswith("fastload-augment") for thread in threading.enumerate())
 
 
 def launch(*words: object, timeout: float = 240, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

@@ -133,6 +133,7 @@ def test_the_commands_and_their_flags_are_these() -> None:
         ],
         "loader": ["--batch-size", "--json", "--rounds", "--size", "--store", "--workers", "folder"],
         "convert": ["--count", "--json", "--made", "--repeat", "--rounds", "--size", "--workers", "folder"],
+        "augment": ["--batch-size", "--device", "--json", "--rounds", "--size", "--store"],
         "figures": ["--check"],
     }  # fmt: skip
 

@@ -49,7 +49,7 @@ def host_tensor(
             fill(samples, shards, first=bounds[0], stop=bounds[1], advance=advance)
         except Exception as e:
             failure = e  # the others wait to be told
-        told = [done for done, in gather_numbers([int(failure is None)])]
+        told = [done for (done,) in gather_numbers([int(failure is None)])]
         if failure is not None:
             raise failure
         if not all(told):
