@@ -76,7 +76,12 @@ def _convert(result: dict[str, Any]) -> str:
     lines = ["| | images/s | CPU ms per image |", "|---|---:|---:|"]
     for name, speed in result["images_per_second"].items():
         lines.append(f"| {name} | {speed:,.0f} | {result['cpu_ms_per_image'][name]:.2f} |")
-    return "\n".join(lines)
+    decibels = result["psnr_db"]
+    told = (
+        f"Pixels against Pillow's: median {decibels['median']} dB, lowest {decibels['lowest']} dB. "
+        f"Peak memory: {result['peak_memory_mib']:,} MiB with all processes."
+    )
+    return "\n".join([*lines, "", told])
 
 
 def _augment(result: dict[str, Any]) -> str:
