@@ -82,7 +82,10 @@ def _convert(result: dict[str, Any]) -> str:
 def _augment(result: dict[str, Any]) -> str:
     ours = result["results"]
     peers = list(next(iter(ours.values())))
-    lines = [f"| ms per {result['settings']['batch_size']} images | {' | '.join(peers)} |", f"|---|{'---:|' * len(peers)}"]
+    lines = [
+        f"| ms per {result['settings']['batch_size']} images | {' | '.join(peers)} |",
+        f"|---|{'---:|' * len(peers)}",
+    ]
     for pipeline, row in ours.items():
         shown = []
         for peer in peers:
