@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -52,7 +53,8 @@ def measure(*, store: int, size: int, batch_size: int | None, rounds: int, devic
         "peers": installed(["torchvision", "kornia", "ffcv", "triton"]),
         "settings": {"store": store, "size": size, "batch_size": count, "rounds": rounds, "device": where.type,
                      "output": f"{dtype}, channels_last", "threads": torch.get_num_threads(),
-                     "jitter": list(JITTER), "end": "normalization"},
+                     "jitter": list(JITTER), "end": "normalization",
+                     "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "")},
         "results": results, "not_measured": left_out,
     }  # fmt: skip
     if where.type == "cuda":
@@ -186,19 +188,21 @@ def _compare(peers: dict[str, Run], rounds: int, count: int, device: torch.devic
             "ms": round(median * 1000, 3), "images_per_second": round(count / median),
             "fastload_is_times_faster": round(median / ours, 2), "all_ms": [round(s * 1000, 3) for s in spent[name]],
         }  # fmt: skip
-        if device.type == "cuda":
+        if device.type != "cuda":
+            # What other programs on the machine do not change: seconds of cores, not of the clock.
+            found[name]["core_ms"] = round(statistics.median(asked[name]) * 1000, 1)
+        else:
             found[name]["host_us"] = round(statistics.median(asked[name]) * 1e6, 1)
             found[name]["launches"] = _launches(run)
     return found
 
 
 def _time(run: Run, device: torch.device) -> tuple[float, float]:
-    """Return (seconds until the batch is there, seconds until the host goes on)."""
+    """Return (seconds until the batch is there, seconds until the host goes on; on a CPU: seconds of all its cores)."""
     if device.type != "cuda":
-        begin = time.perf_counter()
+        begin, begin_cores = time.perf_counter(), time.process_time()
         run()
-        seconds = time.perf_counter() - begin
-        return seconds, seconds
+        return time.perf_counter() - begin, time.process_time() - begin_cores
     event: Any = torch.cuda.Event
     start, end = event(enable_timing=True), event(enable_timing=True)
     torch.cuda.synchronize()
