@@ -1,7 +1,9 @@
 """Crops, warps and colours on the CPU: image by image on a pool of threads, each image staying in its core's cache.
 
 The resampling is torch's own for uint8 (what torchvision does with uint8 images), which rounds to whole grey
-levels: within 1.1 levels of `reference.py` before colour, 0.3 on average. What a warp moves is not rounded. Shape letters: N batch, H W stored pixels, S T output, C channels.
+levels: within 1.1 levels of `reference.py` before colour, 0.3 on average. What a warp moves is not rounded.
+
+Shape letters: N batch, H W stored pixels, S T output, C channels.
 """
 
 from __future__ import annotations
