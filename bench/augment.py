@@ -50,7 +50,7 @@ def measure(*, store: int, size: int, batch_size: int | None, rounds: int, devic
     written = count * 3 * size * size * dtype.itemsize
     result = {
         "schema": "fastload-bench-augment", "version": 1, "command": command(), **environment(),
-        "data": {"name": f"noise, {store} px", "images": count},
+        "data": {"name": "noise", "images": count, "stored": store},
         "peers": installed(["torchvision", "kornia", "ffcv", "triton"]),
         "settings": {"store": store, "size": size, "batch_size": count, "rounds": rounds, "device": where.type,
                      "output": f"{dtype}, channels_last", "threads": torch.get_num_threads(),

@@ -9,7 +9,6 @@ import torchvision.transforms.v2 as v2
 
 from fastload.augment import Augment, MixUp
 from fastload.augment.arithmetic import DeviceNumbers, HostNumbers, Keys, Numbers, beta
-from fastload.augment.colour import RandomErasing
 from fastload.augment.geometry import RandomAffine, RandomPerspective, RandomResizedCrop
 from fastload.augment.plan import Code, Pass, Plan, rows_of
 from fastload.augment.spec import parse, plan
@@ -94,8 +93,7 @@ def test_random_affine() -> None:
     shear = {"degrees": (0.0, 0.0), "shear": (-20.0, 10.0, 5.0, 15.0)}
     params = theirs(v2.RandomAffine(**shear))  # type: ignore[arg-type]
     m = RandomAffine(**shear).matrix(xp, (60, 80), 0)  # type: ignore[arg-type]
-    ours = np.degrees(np.arctan(m[3] / m[4])), np.degrees(np.arctan(m[1] / (m[0] - m[3] * m[1] / m[4])))
-    del ours  # two shears mix: their sum of effects is compared through the matrices
+    # Two shears mix: compared through the matrices they make.
     made = [
         v2.functional._geometry._get_inverse_affine_matrix([0, 0], 0.0, [0, 0], 1.0, list(p["shear"])) for p in params
     ]
@@ -150,9 +148,6 @@ def test_random_erasing() -> None:
     top, left, bottom, right = (v[done] for v in step.values)
     for ours, name in ((top, "i"), (left, "j"), (bottom - top, "h"), (right - left, "w")):
         assert ks(ours, column(params, name)) < 1
-    words = HostNumbers(np.arange(NUM), Keys(5, 5))
-    assert isinstance(RandomErasing(), RandomErasing)
-    assert len(words.words(0, 23)) == 23
 
 
 @pytest.mark.parametrize(

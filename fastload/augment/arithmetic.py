@@ -1,8 +1,8 @@
 """The few operations draws are made of: in NumPy, in torch, and as a trace that becomes one Triton kernel.
 
-Draws are written once (ops.py, policies.py) against a `Numbers`, so the host, a device without Triton and the
-kernel give the same numbers. Whole numbers are int64, others float64: what is rounded to whole pixels must not
-depend on the device.
+Draws are written once (geometry.py, colour.py, policies.py) against a `Numbers`, so the host, a device without
+Triton and the kernel give the same numbers. Whole numbers are int64, others float64: what is rounded to whole
+pixels must not depend on the device.
 
 N images of the batch.
 """

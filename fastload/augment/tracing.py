@@ -1,4 +1,4 @@
-"""Draws as one Triton kernel: the arithmetic of ops.py and policies.py, traced once and written out.
+"""Draws as one Triton kernel: the arithmetic of geometry.py, colour.py and policies.py, traced once and written out.
 
 The trace has one line per operation, in the order they were made. `compile_draws` keeps those that the plan
 needs and gives them to Triton, so a batch's draws are one launch, however many transforms there are.
