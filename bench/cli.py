@@ -1,9 +1,9 @@
-"""The command line of the benchmarks: bench gpu-util | loader | convert | augment | figures."""
+"""The command line of the benchmarks: bench gpu-util | loader | memory | growth | convert | augment | figures."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -69,18 +69,63 @@ def loader(
     store: Annotated[int, typer.Option(help="Side of the stored images, in pixels.")] = 128,
     size: Annotated[int, typer.Option(help="Side of the random crops, in pixels.")] = 112,
     batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 64,
-    workers: Annotated[int, typer.Option(help="DataLoader's worker processes.")] = 2,
+    workers: Annotated[
+        list[int] | None,
+        typer.Option(help="DataLoader's worker processes; may be given again: the best is kept.  [default: 1, 2, 4]"),
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Workers or threads of all others that have any.")] = 2,
     rounds: Annotated[int, typer.Option(help="Epochs of each loader, in turn.")] = 5,
+    crop: Annotated[
+        Literal["plain", "resized", "padded"],
+        typer.Option(help="RandomCrop, RandomResizedCrop, or RandomCrop of the stored size with a padding of 4."),
+    ] = "plain",
+    images: Annotated[int, typer.Option(help="Use at most so many images of the folder.")] = 1_000_000_000,
     json: Json = None,
 ) -> None:
-    """Measure loaders alone: images/s of ImageFolder and DataLoader, and of each placement.
+    """Measure loaders alone: images/s and seconds to the first batch.
 
-    Same images, same transforms (random crop, mirror, normalization), same cores, same output; epochs in
-    turn, medians.
+    ImageFolder and DataLoader, timm's create_loader, ffcv's own Loader (where it is installed, and all images are of
+    the stored size) and each placement of fastload: same images, same transforms (random crop, mirror,
+    normalization), same cores, same output; epochs in turn, medians.
     """
-    from bench.loader import measure, say
+    from bench.loader import Options, measure, say
 
-    say(measure(folder, store=store, size=size, batch_size=batch_size, workers=workers, rounds=rounds), json)
+    options = Options(
+        store=store, size=size, batch_size=batch_size, workers=tuple(workers or (1, 2, 4)), threads=threads,
+        rounds=rounds, crop=crop, max_images=images,
+    )  # fmt: skip
+    say(measure(folder, options), json)
+
+
+@app.command()
+def memory(
+    folder: Annotated[Path, typer.Argument(help="An image folder: class folders.", show_default=False)],
+    store: Annotated[int, typer.Option(help="Side of the stored images, in pixels.")] = 128,
+    size: Annotated[int, typer.Option(help="Side of the random crops, in pixels.")] = 112,
+    batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 64,
+    epochs: Annotated[int, typer.Option(help="How many are run.")] = 50,
+    json: Json = None,
+) -> None:
+    """Measure the private memory that a loader adds to its process, in host and mapped, over many epochs."""
+    from bench.memory import measure, say
+
+    say(measure(folder, store=store, size=size, batch_size=batch_size, epochs=epochs), json)
+
+
+@app.command()
+def growth(
+    thousands: Annotated[
+        list[int] | None,
+        typer.Option(help="Thousands of images of 32 px; may be given again.  [default: 1, 10, 100, 1000]"),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 256,
+    rounds: Annotated[int, typer.Option(help="Measurements of each, in turn.")] = 5,
+    json: Json = None,
+) -> None:
+    """Measure what a larger dataset costs: images/s and seconds to open, for made images of 32 px."""
+    from bench.growth import measure, say
+
+    say(measure(tuple(thousands or (1, 10, 100, 1000)), batch_size=batch_size, rounds=rounds), json)
 
 
 @app.command()

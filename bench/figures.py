@@ -55,6 +55,17 @@ def _train(result: dict[str, Any]) -> str:
 
 
 def _loader(result: dict[str, Any]) -> str:
+    if result["version"] == 1:
+        return _first_loader(result)
+    baseline = result["baseline"]
+    lines = [f"| loader alone | images/s | times {baseline} | first batch, s |", "|---|---:|---:|---:|"]
+    for name, speed in result["images_per_second"].items():
+        ratio, first = result["ratio_to_baseline"][name], result["first_batch_seconds"][name]
+        lines.append(f"| {name} | {speed:,} | {ratio:.1f} | {first:.2f} |")
+    return "\n".join(lines)
+
+
+def _first_loader(result: dict[str, Any]) -> str:
     lines = ["| loader alone | images/s | times the first |", "|---|---:|---:|"]
     for name, speed in result["images_per_second"].items():
         shown = f"{name}({result['settings']['workers']})" if name == "ImageFolder + DataLoader" else name
@@ -104,9 +115,32 @@ def _augment(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _memory(result: dict[str, Any]) -> str:
+    lines = [
+        "| placement | dataset, MiB | added at most, MiB | beyond the dataset, batches | last epochs to first, MiB |"
+    ]
+    lines.append("|---|---:|---:|---:|---:|")
+    for name, row in result["placements"].items():
+        lines.append(
+            f"| {name} | {result['data']['mib']:,.0f} | {row['added_mib']:,.1f} | {row['batches']:.1f} | "
+            f"{row['growth_mib']:+.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def _growth(result: dict[str, Any]) -> str:
+    lines = ["| images of 32 px | host, images/s | mapped, images/s | opened in, s |", "|---:|---:|---:|---:|"]
+    for row in result["sizes"]:
+        speed = row["images_per_second"]
+        lines.append(f"| {row['images']:,} | {speed['host']:,} | {speed['mapped']:,} | {row['open_seconds']:.3f} |")
+    return "\n".join(lines)
+
+
 _RENDER: dict[str, Callable[[dict[str, Any]], str]] = {
     "fastload-train": _train,
     "fastload-bench-loader": _loader,
+    "fastload-bench-memory": _memory,
+    "fastload-bench-growth": _growth,
     "fastload-bench-convert": _convert,
     "fastload-bench-augment": _augment,
     "fastload-gpu-util": _gpu_util,

@@ -1,80 +1,150 @@
-"""`bench loader`: how fast batches come, with nothing behind the loader."""
+"""`bench loader`: how fast batches come, with nothing behind the loader; the peers beside it, in turn."""
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
 import tempfile
-import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 import fastload
-from bench.peers import fast_loader, folder_loader, training_folder
-from fastload.errors import ConfigError
+from bench.one_loader import children
+from bench.peers import Crop, training_folder
+from fastload.conversion_ffcv import convert_to_ffcv
+from fastload.errors import ConfigError, printable
+from fastload.formats.ffcv import Mode
 from fastload.profiling.report import command, environment, write_json
 
 BASELINE = "ImageFolder + DataLoader"
 
 
-def measure(folder: Path, *, store: int, size: int, batch_size: int, workers: int, rounds: int) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is measured: pixels stored and cropped to, images per batch, DataLoader's workers to choose from, rounds."""
+
+    store: int = 128
+    size: int = 112
+    batch_size: int = 64
+    workers: tuple[int, ...] = (1, 2, 4)
+    threads: int = 2
+    rounds: int = 5
+    crop: Crop = "plain"
+    max_images: int = 1 << 62
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.threads < 1 or not self.workers or not 1 <= self.size <= self.store:
+            raise ConfigError(
+                f"rounds={self.rounds}, threads={self.threads}, workers={self.workers}, size={self.size}, "
+                f"store={self.store}: at least 1 round, thread and number of workers, and crops of 1 to store pixels."
+            )
+        if self.crop not in get_args(Crop):
+            raise ConfigError(f"crop={printable(self.crop)!r}: not one of {', '.join(get_args(Crop))}.")
+        if self.crop == "padded" and self.size != self.store:
+            raise ConfigError(f"padded crops are of the stored size: size={self.size}, store={self.store}.")
+
+
+def measure(folder: Path, options: Options) -> dict[str, Any]:
     """Run epochs of every loader in turn and return the result, ready for JSON."""
-    if rounds < 1 or not 1 <= size <= store:
-        raise ConfigError(
-            f"rounds={rounds}, size={size}, store={store}: at least 1 round, and crops of 1 to store pixels."
-        )
-    device = torch.device("cpu")
-    with training_folder(folder, 1 << 62) as (images, count), tempfile.TemporaryDirectory() as scratch:
-        dataset = Path(scratch) / "bench.fastload"
-        fastload.convert(images, dataset, size=store, progress=True)
-        loaders: dict[str, Any] = {
-            BASELINE: folder_loader(images, store=store, size=size, batch_size=batch_size, workers=workers)
-        }
-        for placement in ("host", "mapped"):
-            name = f"fastload, {placement}"
-            loaders[name] = fast_loader(dataset, size=size, batch_size=batch_size, device=device, placement=placement)
+    with (
+        training_folder(folder, options.max_images) as (images, count),
+        tempfile.TemporaryDirectory() as scratch,
+        children(_recipes(images, Path(scratch), options)) as loaders,
+    ):
         speeds: dict[str, list[float]] = {name: [] for name in loaders}
         with Progress(console=Console(stderr=True), transient=True) as bar:
-            for turn in bar.track(range(rounds + 1), description="epochs of each loader"):
-                for name, loader in loaders.items():
-                    speed = _epoch(loader)
-                    if turn > 0:  # the first starts workers, reads files for the first time
-                        speeds[name].append(speed)
+            for _ in bar.track(range(options.rounds), description="epochs of each loader"):
+                for name, child in loaders.items():
+                    epoch = child.epoch()
+                    speeds[name].append(epoch["images"] / epoch["seconds"])
+        first_batch = {name: child.first_batch_seconds for name, child in loaders.items()}
+    return _result(folder, count, options, speeds, first_batch)
+
+
+def _recipes(images: Path, scratch: Path, options: Options) -> dict[str, dict[str, Any]]:
+    """Convert the images to every format, and return what makes each loader."""
+    sizes = {"size": options.size, "batch_size": options.batch_size, "crop": options.crop}
+    peer, threads = {**sizes, "store": options.store}, options.threads
+    dataset = str(fastload.convert(images, scratch / "bench.fastload", size=options.store, progress=True))
+    recipes: dict[str, dict[str, Any]] = {}
+    for workers in options.workers:
+        recipes[f"{BASELINE}({workers})"] = {
+            "maker": "folder_loader", "folder": str(images), "workers": workers, **peer
+        }  # fmt: skip
+    if options.crop != "padded":
+        recipes[f"timm create_loader({threads})"] = {
+            "maker": "timm_loader", "folder": str(images), "workers": threads, **peer
+        }  # fmt: skip
+    betons: dict[str, str] = {}
+    # ffcv's writer keeps images of their own sizes, and a loader without a crop that resizes needs one size.
+    if importlib.util.find_spec("ffcv") is not None and _all_are(images, options.store):
+        modes: tuple[Mode, ...] = ("raw", "jpg")
+        for mode in modes:
+            betons[mode] = str(convert_to_ffcv(images, scratch / mode, mode=mode, progress=True) / "train.beton")
+    for kind, beton in betons.items():
+        recipes[f"ffcv Loader({threads}), {kind}"] = {
+            "maker": "ffcv_loader", "beton": beton, "workers": threads, **peer
+        }  # fmt: skip
+    fast = {"maker": "fast_loader", "workers": threads, **sizes}
+    for placement in ("host", "mapped"):
+        recipes[f"fastload, {placement}"] = {**fast, "dataset": dataset, "placement": placement}
+    recipes[f"fastload, folder({threads}) of stored pixels"] = {**fast, "dataset": dataset, "placement": "folder"}
+    for kind, beton in betons.items():
+        recipes[f"fastload, ffcv({threads}), {kind}"] = {**fast, "dataset": beton, "placement": "ffcv"}
+    return recipes
+
+
+def _all_are(images: Path, side: int) -> bool:
+    from PIL import Image
+
+    def size(file: Path) -> tuple[int, int]:
+        with Image.open(file) as image:
+            return image.size
+
+    return all(size(file) == (side, side) for file in images.rglob("*.*"))
+
+
+def _result(
+    folder: Path, count: int, options: Options, speeds: dict[str, list[float]], first_batch: dict[str, float]
+) -> dict[str, Any]:
     medians = {name: statistics.median(values) for name, values in speeds.items()}
+    best = max((name for name in medians if name.startswith(BASELINE)), key=medians.__getitem__)
+    baseline = medians[best]
+    crop = {"plain": "RandomCrop", "resized": "RandomResizedCrop", "padded": "RandomCrop with padding 4"}[options.crop]
     return {
-        "schema": "fastload-bench-loader", "version": 1, "command": command(), **environment(),
-        "data": {"name": folder.resolve().name, "images": count, "stored": store},
-        "settings": {"size": size, "batch_size": batch_size, "workers": workers, "rounds": rounds,
-                     "transforms": "RandomCrop, RandomHorizontalFlip, Normalize", "output": "float32 on the CPU"},
+        "schema": "fastload-bench-loader", "version": 2, "command": command(), **environment(),
+        "data": {"name": folder.resolve().name, "images": count, "stored": options.store},
+        "settings": {
+            "size": options.size, "batch_size": options.batch_size, "workers": list(options.workers),
+            "threads": options.threads, "rounds": options.rounds,
+            "transforms": f"{crop}, RandomHorizontalFlip, Normalize", "output": "float32 on the CPU",
+        },
+        "baseline": best,
         "images_per_second": {name: round(value) for name, value in medians.items()},
         "all_rounds": {name: [round(v) for v in values] for name, values in speeds.items()},
-        "ratio_to_baseline": {name: round(value / medians[BASELINE], 2) for name, value in medians.items()},
-        "not_measured": "ffcv, timm, a GPU",
+        "ratio_to_baseline": {name: round(value / baseline, 2) for name, value in medians.items()},
+        "first_batch_seconds": {name: round(value, 2) for name, value in first_batch.items()},
+        "not_measured": "a GPU",
     }  # fmt: skip
-
-
-def _epoch(loader: Any) -> float:
-    count, begin = 0, time.perf_counter()
-    for images, _ in loader:
-        count += len(images)
-    return count / (time.perf_counter() - begin)
 
 
 def say(result: dict[str, Any], file: Path | None) -> None:
     """Print the table; write the JSON where asked."""
     s, data = result["settings"], result["data"]
     table = Table(title=f"{data['images']:,} images, {data['stored']} -> {s['size']} px, batches of {s['batch_size']}, "
-                  f"{result['machine']['cores']} cores")  # fmt: skip
+                  f"{result['machine']['cores']} cores; {s['transforms']}")  # fmt: skip
     table.add_column("loader")
     table.add_column("images/s", justify="right")
-    table.add_column("times the first", justify="right")
+    table.add_column("times DataLoader's best", justify="right")
+    table.add_column("first batch, s", justify="right")
     for name, speed in result["images_per_second"].items():
-        shown = f"{name}({s['workers']})" if name == BASELINE else name
-        table.add_row(shown, f"{speed:,}", f"{result['ratio_to_baseline'][name]:.1f}")
+        ratio, first = result["ratio_to_baseline"][name], result["first_batch_seconds"][name]
+        table.add_row(name, f"{speed:,}", f"{ratio:.1f}", f"{first:.2f}")
     Console().print(table)
     if file is not None:
         write_json(file, result)

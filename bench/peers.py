@@ -2,52 +2,112 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torchvision.transforms.v2 as T
 from torchvision.datasets import ImageFolder
 
 import fastload
-from fastload.errors import DatasetError, SourceError, printable
+from fastload.errors import ConfigError, DatasetError, SourceError, printable
 from fastload.records import Record, Source
 from fastload.sources import detect
 
+Crop = Literal["plain", "resized", "padded"]
+PADDING = 4
+_CROPS: dict[str, Any] = {
+    "plain": T.RandomCrop, "resized": T.RandomResizedCrop, "padded": lambda size: T.RandomCrop(size, padding=PADDING),
+}  # fmt: skip
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def transforms(size: int) -> T.Compose:
-    """Return the training transforms that every loader gets: random crop, mirror, normalization."""
+def transforms(size: int, crop: Crop = "plain") -> T.Compose:
+    """Return the training transforms that every loader gets: a random crop, mirror, normalization."""
     return T.Compose([
-        T.RandomCrop(size), T.RandomHorizontalFlip(), T.ToImage(), T.ToDtype(torch.float32, scale=True),
+        _CROPS[crop](size), T.RandomHorizontalFlip(), T.ToImage(), T.ToDtype(torch.float32, scale=True),
         T.Normalize(MEAN, STD),
     ])  # fmt: skip
 
 
-def folder_loader(folder: Path, *, store: int, size: int, batch_size: int, workers: int) -> Any:
+def folder_loader(folder: Path, *, store: int, size: int, batch_size: int, workers: int, crop: Crop = "plain") -> Any:
     """Return the usual loader: ImageFolder, torchvision's transforms, DataLoader.
 
     Images come from their files, so they are first brought to `store` pixels, which conversion does once.
     """
-    images = ImageFolder(str(folder), transform=T.Compose([T.Resize((store, store)), *transforms(size).transforms]))
+    steps = [T.Resize((store, store)), *transforms(size, crop).transforms]
     return torch.utils.data.DataLoader(
-        images, batch_size, shuffle=True, drop_last=True, num_workers=workers,
-        persistent_workers=workers > 0, pin_memory=torch.cuda.is_available(),
+        ImageFolder(str(folder), transform=T.Compose(steps)), batch_size, shuffle=True, drop_last=True,
+        num_workers=workers, persistent_workers=workers > 0, pin_memory=torch.cuda.is_available(),
     )  # fmt: skip
 
 
 def fast_loader(
-    dataset: Path, *, size: int, batch_size: int, device: torch.device, placement: Any = "auto"
-) -> fastload.Loader:
-    """Return fastload's loader over the training split."""
-    augment = fastload.Augment(transforms(size))
+    dataset: Path, *, size: int, batch_size: int, device: str | torch.device = "cpu", placement: Any = "auto",
+    crop: Crop = "plain", workers: int | None = None,
+) -> fastload.Loader:  # fmt: skip
+    """Return fastload's loader over the training split of a dataset, or over a .beton."""
+    augment = fastload.Augment(transforms(size, crop))
     opened = fastload.open_dataset(dataset, "train")
-    return fastload.Loader(opened, batch_size, augment=augment, device=device, placement=placement)
+    return fastload.Loader(opened, batch_size, augment=augment, device=device, placement=placement, workers=workers)
+
+
+def timm_loader(folder: Path, *, store: int, size: int, batch_size: int, workers: int, crop: Crop = "plain") -> Any:
+    """Return timm's loader over an image folder; it knows crops that resize, of which a plain one is a special case."""
+    timm_data: Any = importlib.import_module("timm.data")
+
+    if crop == "padded":
+        raise ConfigError("timm pads no crops; leave it out.")
+    scale, ratio = _as_resized(crop, store, size)
+    return timm_data.create_loader(
+        timm_data.ImageDataset(str(folder)), (3, size, size), batch_size, is_training=True, use_prefetcher=False,
+        num_workers=workers, scale=scale, ratio=ratio, hflip=0.5, color_jitter=0.0, interpolation="bilinear",
+        mean=MEAN, std=STD, persistent_workers=workers > 0, device=torch.device("cpu"),
+    )  # fmt: skip
+
+
+def ffcv_loader(beton: Path, *, store: int, size: int, batch_size: int, workers: int, crop: Crop = "plain") -> Any:
+    """Return ffcv's own Loader over a .beton, with its own transforms.
+
+    Its batches are memory that it writes again: whoever keeps one copies it, which is not counted here.
+    """
+    import numpy as np
+    from ffcv.fields.basics import IntDecoder
+    from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder, SimpleRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, RandomTranslate, Squeeze, ToTensor, ToTorchImage
+
+    mean, std = (np.array(v) * 255 for v in (MEAN, STD))
+    scale, ratio = _as_resized(crop, store, size)
+    first = (
+        [SimpleRGBImageDecoder(), RandomTranslate(padding=PADDING, fill=(0, 0, 0))] if crop == "padded"
+        else [RandomResizedCropRGBImageDecoder((size, size), scale, ratio)]
+    )  # fmt: skip
+    image = [*first, RandomHorizontalFlip(), NormalizeImage(mean, std, np.float32), ToTensor(), ToTorchImage()]
+    return Loader(
+        str(beton), batch_size=batch_size, num_workers=workers, order=OrderOption.RANDOM, drop_last=True, seed=0,
+        os_cache=True, pipelines={"image": image, "label": [IntDecoder(), ToTensor(), Squeeze()]},
+    )  # fmt: skip
+
+
+def warm_up(maker: str) -> None:
+    """Import what a maker needs, so that its first batch is measured without it."""
+    if maker == "ffcv_loader":
+        import ffcv.loader
+        import ffcv.transforms  # noqa: F401
+    elif maker == "timm_loader":
+        import timm.data  # noqa: F401
+
+
+def _as_resized(crop: Crop, store: int, size: int) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Return scale and ratio of a RandomResizedCrop that comes to the same."""
+    share = (size / store) ** 2
+    return ((0.08, 1.0), (3 / 4, 4 / 3)) if crop == "resized" else ((share, share), (1.0, 1.0))
 
 
 def find_pair(data: Path) -> tuple[Path, Path | None]:

@@ -1,4 +1,4 @@
-"""Samples in the shards' files, read through the page cache; nothing is held beside the batches."""
+"""Samples in the shards' files, read through the page cache, ahead where it lacks them; only batches are held."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 
 from fastload.recycling import Blocks
 from fastload.stores import Served, Wanted
-from fastload.stores.tensors import batch_memory
+from fastload.stores.readahead import read_ahead
+from fastload.stores.tensors import batch_memory, take
 
 
 class MappedStore:
@@ -28,7 +29,7 @@ class MappedStore:
 
     def serve(self, steps: Iterator[Wanted]) -> Generator[Served, None, None]:
         """See Store."""
-        for wanted in steps:
+        for wanted in read_ahead(steps, self._shards, self._first_rows):
             yield Served(wanted=wanted, samples=self.gather(wanted.ids))
 
     def gather(self, ids: torch.Tensor) -> torch.Tensor:
@@ -39,6 +40,6 @@ class MappedStore:
             positions = torch.from_numpy(np.flatnonzero(shard_of == shard))
             rows = ids[positions] - int(self._first_rows[shard])
             if len(positions) == len(ids):
-                return torch.index_select(self._shards[shard], 0, rows, out=out)
-            out[positions] = self._shards[shard].index_select(0, rows)
+                return take(self._shards[shard], rows, out)
+            out.numpy()[positions.numpy()] = self._shards[shard].numpy()[rows.numpy()]
         return out

@@ -1,0 +1,114 @@
+"""One loader in a process of its own: told what to make, then once per line that comes, it runs an epoch.
+
+Two OpenMP runtimes in one process (torch's and numba's), threads and processes that peers leave behind: measured
+together, loaders slow each other down tenfold. Apart, and in turn, they only share the machine.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fastload.errors import ConfigError
+from fastload.memory import resident_bytes
+
+
+class Child:
+    """A loader in a process of its own.
+
+    Args:
+        recipe: `maker`, the name of a function of bench/peers.py, and its arguments; fit for JSON.
+
+    Attributes:
+        first_batch_seconds: from the call of the maker to the first batch, imports apart.
+        private_bytes: of the process before the loader was made.
+    """
+
+    def __init__(self, recipe: dict[str, Any]) -> None:
+        self._name = str(recipe["maker"])
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "bench.one_loader", json.dumps(recipe)], stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1],
+        )  # fmt: skip
+        answer = self._answer()
+        self.first_batch_seconds = float(answer["first_batch_seconds"])
+        self.private_bytes = int(answer["private_bytes"])
+
+    def epoch(self) -> dict[str, float]:
+        """Run an epoch; return `images`, `seconds` and `private_bytes` (the most after any batch)."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("epoch\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+
+    def _answer(self) -> dict[str, float]:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("{"):  # peers print, too
+                answer: dict[str, float] = json.loads(line)
+                return answer
+        raise ConfigError(f"{self._name} ended before its time; what it said stands above.")
+
+
+@contextmanager
+def children(recipes: dict[str, dict[str, Any]]) -> Iterator[dict[str, Child]]:
+    """Yield a child for each recipe, and end them all."""
+    made: dict[str, Child] = {}
+    try:
+        for name, recipe in recipes.items():
+            made[name] = Child(recipe)
+        yield made
+    finally:
+        for child in made.values():
+            child.close()
+
+
+def main() -> None:
+    """Make the loader that the argument describes, and run an epoch for every line of standard input."""
+    from bench import peers
+
+    recipe = json.loads(sys.argv[1])
+    make = getattr(peers, recipe.pop("maker"))
+    arguments = {k: Path(v) if k in ("folder", "dataset", "beton") else v for k, v in recipe.items()}
+    peers.warm_up(make.__name__)
+    if recipe.get("placement") in ("host", "mapped"):
+        # What torch takes once, for threads and kernels, is not the loader's.
+        next(iter(make(**{**arguments, "placement": "mapped"})))
+        gc.collect()
+    before = resident_bytes()
+    begin = time.perf_counter()
+    loader = make(**arguments)
+    batches = iter(loader)
+    next(batches)
+    seconds = time.perf_counter() - begin
+    print(json.dumps({"first_batch_seconds": seconds, "private_bytes": before}), flush=True)
+    for _ in batches:
+        pass  # to its end: ffcv keeps the thread of an epoch that is left
+    for _ in sys.stdin:
+        count, peak, begin = 0, 0, time.perf_counter()
+        for number, (images, _) in enumerate(loader):
+            count += len(images)
+            if number % 16 == 0:
+                peak = max(peak, resident_bytes())
+        seconds = time.perf_counter() - begin
+        print(json.dumps({"images": count, "seconds": seconds, "private_bytes": peak}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

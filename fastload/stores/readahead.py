@@ -1,0 +1,97 @@
+"""Reading ahead in mapped files: what the next steps want is asked for at once, in the order of the file.
+
+A disk serves many requests in file order several times as fast as one at a time in a shuffled one. The order of
+samples stays what it is: only the reading is sorted, within a window of steps. Where the page cache has the rows
+already, nothing is asked for.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from collections import deque
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastload.stores import Wanted
+
+# What is read ahead at most: two windows lie in the page cache at a time.
+WINDOW_BYTES = 64 << 20
+MAX_STEPS = 64
+NUM_PROBES = 16
+CACHED_SHARE = 0.9  # of the probed pages; below, the window is read ahead
+_WILLNEED = 3
+_PAGE = mmap.PAGESIZE
+
+
+def read_ahead(
+    steps: Iterator[Wanted], shards: Sequence[torch.Tensor], first_rows: np.ndarray[Any, Any]
+) -> Iterator[Wanted]:
+    """Yield the steps as they come, while the rows of later ones are on their way into the page cache.
+
+    Args:
+        steps: of a pass.
+        shards: backed by their files.
+        first_rows: the sample id of each shard's first row.
+    """
+    waiting: deque[Wanted] = deque()
+    count = 1
+    while True:
+        if len(waiting) <= count:
+            window = list(islice(steps, count))
+            if window:
+                ids = np.unique(np.concatenate([w.ids.numpy() for w in window]))
+                count = max(1, min(MAX_STEPS, WINDOW_BYTES * len(window) // max(1, len(ids) * shards[0][:1].nbytes)))
+                probed = row_ranges(ids[:: max(1, len(ids) // NUM_PROBES)], shards, first_rows)
+                if sum(map(cached_share, probed)) < CACHED_SHARE * len(probed):
+                    will_need(row_ranges(ids, shards, first_rows))
+            waiting.extend(window)
+        if not waiting:
+            return
+        yield waiting.popleft()
+
+
+def row_ranges(
+    ids: np.ndarray[Any, Any], shards: Sequence[torch.Tensor], first_rows: np.ndarray[Any, Any]
+) -> list[tuple[int, int]]:
+    """Return (address, bytes) of whole pages around rows, neighbours in one; `ids` ascend, and so does the file."""
+    ranges: list[tuple[int, int]] = []
+    shard_of = np.searchsorted(first_rows, ids, side="right") - 1
+    for index, number in zip(ids.tolist(), shard_of.tolist(), strict=True):
+        shard = shards[number]
+        row_bytes = shard.nbytes // len(shard)
+        start = shard.data_ptr() + (index - int(first_rows[number])) * row_bytes
+        low, high = start // _PAGE * _PAGE, -(-(start + row_bytes) // _PAGE) * _PAGE
+        if ranges and ranges[-1][0] <= low <= sum(ranges[-1]):
+            ranges[-1] = (ranges[-1][0], high - ranges[-1][0])
+        else:
+            ranges.append((low, high - low))
+    return ranges
+
+
+def cached_share(pages: tuple[int, int]) -> float:
+    """Return the share of (address, bytes) that is in RAM; 1 where the system does not say."""
+    address, num_bytes = pages
+    found = np.zeros(num_bytes // _PAGE, np.uint8)
+    if _libc().mincore(address, num_bytes, found.ctypes.data) != 0:
+        return 1.0
+    return float((found & 1).mean())
+
+
+def will_need(ranges: Sequence[tuple[int, int]]) -> None:
+    """Ask the system to read these pages; it does so in the background."""
+    for address, num_bytes in ranges:
+        _libc().madvise(address, num_bytes, _WILLNEED)
+
+
+@lru_cache(maxsize=1)
+def _libc() -> Any:
+    libc = ctypes.CDLL(None)
+    libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return libc

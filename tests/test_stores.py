@@ -1,0 +1,107 @@
+"""Stores by themselves: rows gathered from any memory, memory that is taken again, and reading ahead."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastload.recycling import MAX_FREE, Blocks
+from fastload.stores import Wanted
+from fastload.stores.mapped import MappedStore
+from fastload.stores.readahead import cached_share, read_ahead, row_ranges, will_need
+from fastload.stores.tensors import TensorStore, fill, take
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def steps(ids: list[list[int]]) -> Iterator[Wanted]:
+    return (Wanted(ids=torch.tensor(i), num_valid=len(i)) for i in ids)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_every_store_gathers_the_same_rows(dtype: torch.dtype) -> None:
+    whole = torch.randint(0, 200, (11, 3, 2), generator=torch.Generator().manual_seed(0)).to(dtype)
+    shards = list(torch.split(whole, [4, 1, 6]))
+    wanted = [[10, 0, 4, 4], [1], [5, 6, 7]]
+    samples = torch.empty_like(whole)
+    fill(samples, shards, first=3)
+    fill(samples, shards, stop=3)
+    for store in (TensorStore(samples), MappedStore(shards)):
+        served = list(store.serve(steps(wanted)))
+        assert [s.wanted.ids.tolist() for s in served] == wanted
+        for s, ids in zip(served, wanted, strict=True):
+            assert torch.equal(s.samples, whole[ids])
+
+
+def test_one_thread_and_many_gather_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples, ids = torch.randn(50, 7), torch.tensor([49, 0, 3, 3])
+    one = take(samples, ids, torch.empty(4, 7))
+    monkeypatch.setattr("fastload.stores.tensors.ONE_THREAD_BYTES", 0)
+    assert torch.equal(one, take(samples, ids, torch.empty(4, 7)))
+    assert torch.equal(one, samples[ids])
+
+
+def test_a_block_comes_back_when_its_last_view_is_gone() -> None:
+    blocks = Blocks()
+    first = blocks.empty((5, 3), torch.float32)
+    address, view = first.data_ptr(), first[2:].view(-1)
+    del first
+    second = blocks.empty((5, 3), torch.float32)
+    assert second.data_ptr() != address
+    del view
+    assert blocks.empty((15,), torch.float32).data_ptr() == address  # of one size, whatever the shape
+    assert blocks.empty((0, 3), torch.uint8).shape == (0, 3)
+    many = [blocks.empty((60,), torch.uint8) for _ in range(MAX_FREE + 3)]
+    del many, second
+    assert len(blocks._free[60]) == MAX_FREE
+
+
+def test_reading_ahead_changes_no_order_and_asks_in_file_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = [torch.zeros(6, PAGE, dtype=torch.uint8), torch.zeros(5, PAGE, dtype=torch.uint8)]
+    first_rows = np.array([0, 6, 11])
+    asked: list[list[tuple[int, int]]] = []
+    monkeypatch.setattr("fastload.stores.readahead.cached_share", lambda pages: 0.0)
+    monkeypatch.setattr("fastload.stores.readahead.will_need", asked.append)
+    wanted = np.random.default_rng(0).permutation(11)[:10].reshape(5, 2).tolist()
+    assert [w.ids.tolist() for w in read_ahead(steps(wanted), shards, first_rows)] == wanted
+    for ranges in asked:
+        for shard in shards:
+            inside = [r for r in ranges if shard.data_ptr() - PAGE <= r[0] < shard.data_ptr() + shard.nbytes]
+            assert inside == sorted(inside)
+    monkeypatch.setattr("fastload.stores.readahead.cached_share", lambda pages: 1.0)
+    asked.clear()
+    list(read_ahead(steps(wanted), shards, first_rows))
+    assert not asked
+
+
+def test_rows_side_by_side_are_one_range() -> None:
+    shard = torch.zeros(100, PAGE // 2, dtype=torch.uint8)
+    ranges = row_ranges(np.array([3, 4, 5, 60]), [shard], np.array([0, 100]))
+    assert len(ranges) == 2
+    for address, num_bytes in ranges:
+        assert address % PAGE == num_bytes % PAGE == 0
+    assert ranges[0][0] <= shard[3].data_ptr()
+    assert sum(ranges[0]) >= shard[6].data_ptr()
+
+
+def test_what_is_asked_for_comes_into_the_page_cache(tmp_path: Path) -> None:
+    file = tmp_path / "rows"
+    file.write_bytes(os.urandom(64 * PAGE))
+    descriptor = os.open(file, os.O_RDWR)
+    os.fsync(descriptor)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(descriptor)
+    rows = torch.from_file(str(file), shared=True, size=64 * PAGE, dtype=torch.uint8).view(64, PAGE)
+    ranges = row_ranges(np.array([40]), [rows], np.array([0, 64]))
+    if cached_share(ranges[0]) == 1:
+        pytest.skip("this file system keeps everything in RAM")
+    will_need(ranges)
+    for _ in range(500):
+        if cached_share(ranges[0]) == 1:
+            return
+        time.sleep(0.01)
+    pytest.fail("the rows were not read")
