@@ -1,4 +1,4 @@
-"""The command line of the benchmarks: bench gpu-util | loader | memory | growth | convert | figures."""
+"""The command line of the benchmarks: bench gpu-util | loader | memory | growth | convert | augment | figures."""
 
 from __future__ import annotations
 
@@ -149,6 +149,28 @@ def convert(
     from bench.convert import measure, say
 
     say(measure(folder, size=size, workers=workers, rounds=rounds, repeat=repeat, made=made, count=count), json)
+
+
+@app.command()
+def augment(
+    store: Annotated[int, typer.Option(help="Side of the stored images, in pixels.")] = 256,
+    size: Annotated[int, typer.Option(help="Side of the random resized crops, in pixels.")] = 224,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images per batch; 64 on a CPU, 512 on a GPU.", show_default=False)
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Batches of each, in turn.")] = 9,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; the best one where not given.")] = None,
+    json: Json = None,
+) -> None:
+    """Measure augmentation: ms per batch of fastload, torchvision per batch and per image, Kornia and FFCV.
+
+    Random resized crop, mirror and normalization; the same with ColorJitter, and with TrivialAugmentWide. One
+    batch of noise, the same cores or GPU, in turn, medians. On a GPU also the floor (bytes over the bandwidth of
+    a copy), launches and host time.
+    """
+    from bench.augment import measure, say
+
+    say(measure(store=store, size=size, batch_size=batch_size, rounds=rounds, device=device), json)
 
 
 @app.command()

@@ -87,6 +87,31 @@ def _convert(result: dict[str, Any]) -> str:
     lines = ["| | images/s | CPU ms per image |", "|---|---:|---:|"]
     for name, speed in result["images_per_second"].items():
         lines.append(f"| {name} | {speed:,.0f} | {result['cpu_ms_per_image'][name]:.2f} |")
+    decibels = result["psnr_db"]
+    told = (
+        f"Pixels against Pillow's: median {decibels['median']} dB, lowest {decibels['lowest']} dB. "
+        f"Peak memory: {result['peak_memory_mib']:,} MiB with all processes."
+    )
+    return "\n".join([*lines, "", told])
+
+
+def _augment(result: dict[str, Any]) -> str:
+    ours = result["results"]
+    peers = list(next(iter(ours.values())))
+    lines = [
+        f"| ms per {result['settings']['batch_size']} images | {' | '.join(peers)} |",
+        f"|---|{'---:|' * len(peers)}",
+    ]
+    for pipeline, row in ours.items():
+        shown = []
+        for peer in peers:
+            if peer not in row:
+                shown.append("")
+            elif peer == peers[0]:
+                shown.append(f"{row[peer]['ms']:,.0f}")
+            else:
+                shown.append(f"{row[peer]['ms']:,.0f} ({row[peer]['fastload_is_times_faster']:.1f}x)")
+        lines.append(f"| {pipeline} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 
@@ -117,5 +142,6 @@ _RENDER: dict[str, Callable[[dict[str, Any]], str]] = {
     "fastload-bench-memory": _memory,
     "fastload-bench-growth": _growth,
     "fastload-bench-convert": _convert,
+    "fastload-bench-augment": _augment,
     "fastload-gpu-util": _gpu_util,
 }

@@ -173,7 +173,7 @@ def convert(
     from fastload.plan import Plan, Settings
 
     shares = dict(_parse_share(s) for s in split or [])
-    if target or regression is not None or source.lower().endswith(".gz"):  # only a table is ever packed
+    if target or regression is not None or sources.is_packed_table(source):
         _refuse(
             f"a table ({printable(source)})", format=format != "resident", layout=layout, path_column=path_column,
             label_column=label_column, class_names=class_names, root=root, download=download,

@@ -30,13 +30,14 @@ from fastload.formats.resident import (
     Shard,
     read_shard_metadata,
     sha256_of,
+    unwritten,
 )
 from fastload.output import Output
 from fastload.places import Place, Url, as_place, files_in, num_bytes_of
-from fastload.plan import PLAN_NAME, SHARD_BYTES, Plan, PlannedShard, Settings, read_plan
+from fastload.plan import PLAN_NAME, SHARD_BYTES, Plan, PlannedShard, Settings, is_plan_of, read_plan
 from fastload.pool import open_pool
 from fastload.records import Record, Source
-from fastload.sources import cut_splits, detect
+from fastload.sources import cut_splits, detect, is_packed_table
 
 OnBad = Literal["stop", "skip"]
 
@@ -85,7 +86,7 @@ def convert(
         DecodeError: a file is no whole image; finished shards are kept for the next try.
         DatasetError: the output exists, is being written by another process, or cannot be written.
     """
-    if target is not None or str(source).lower().endswith(".gz"):  # only a table is ever packed
+    if target is not None or (not isinstance(source, Source) and is_packed_table(source)):
         from fastload.conversion_tables import LAST, convert_table
 
         if task or dask:
@@ -113,8 +114,8 @@ def convert(
     # The pool first: its processes would hold the lock on the output for as long as they live.
     with open_pool(filler, filler.path, workers) as pool, output.held(shared=task is not None) as folder:
         _refuse_other_plan(folder, plan)
-        if task is not None and not (folder / PLAN_NAME).exists():
-            write_whole(folder / PLAN_NAME, (text.encode() for text in plan.to_json()))
+        if task is not None:
+            _write_plan(plan, folder / PLAN_NAME)
         with progress_bar("convert", total, progress) as advance:
             digests = convert_shards(filler, folder, pool, advance)
         if task is not None:
@@ -244,11 +245,17 @@ def finish(
 def close(output: Output, manifest: Manifest, samples: Iterable[tuple[object, ...]]) -> None:
     """Write `samples.csv` (of split, shard, row, label, path), `bad.csv` and the manifest, and name the dataset."""
     folder = output.folder
-    _write_table(folder / SAMPLES_NAME, ("split", "shard", "row", "label", "path"), samples)
-    if manifest.skipped:
-        _write_table(folder / BAD_NAME, ("path", "reason"), ((s["path"], s["reason"]) for s in manifest.skipped))
-    (folder / PLAN_NAME).unlink(missing_ok=True)
-    write_text(folder / MANIFEST_NAME, manifest.to_json())
+    file = folder / SAMPLES_NAME
+    try:
+        _write_table(file, ("split", "shard", "row", "label", "path"), samples)
+        if manifest.skipped:
+            file = folder / BAD_NAME
+            _write_table(file, ("path", "reason"), ((s["path"], s["reason"]) for s in manifest.skipped))
+        (folder / PLAN_NAME).unlink(missing_ok=True)
+        file = folder / MANIFEST_NAME
+        write_text(file, manifest.to_json())
+    except OSError as e:
+        raise unwritten(file, e) from e
     output.publish()
 
 
@@ -291,10 +298,27 @@ def _refuse_other_plan(folder: Place, plan: Plan) -> None:
     for name in files_in(folder, ".safetensors"):
         metadata = read_shard_metadata(folder / name)
         if metadata is not None and metadata.get("plan") != plan.digest:
-            raise DatasetError(
-                f"{printable(folder)} holds an unfinished conversion with another source or other options; "
-                "finish it with its own command, or delete it."
-            )
+            raise _other_plan(folder)
+
+
+def _write_plan(plan: Plan, file: Place) -> None:
+    """Write what `merge` needs, unless another task has; refuse another plan."""
+    if not file.exists():
+        try:
+            write_whole(file, (text.encode() for text in plan.to_json()))
+        except BlockingIOError:
+            pass  # another task is just writing the same
+        except OSError as e:
+            raise unwritten(file, e) from e
+    elif not is_plan_of(file, plan.digest):
+        raise _other_plan(file.parent)
+
+
+def _other_plan(folder: Place) -> DatasetError:
+    return DatasetError(
+        f"{printable(folder)} holds an unfinished conversion with another source or other options; "
+        "finish it with its own command, or delete it."
+    )
 
 
 def _write_table(file: Place, head: Sequence[str], rows: Iterable[tuple[object, ...]]) -> None:

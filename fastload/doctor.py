@@ -44,7 +44,9 @@ def examine() -> list[Finding]:
         Finding(name="machine", found=f"{cpu_name()}, {len(os.sched_getaffinity(0))} cores, "
                 f"{gib(free_host_bytes())} of memory free", state="ok"),
     ]  # fmt: skip
-    core = installed(["torch", "torchvision", "accelerate", "timm", "numpy", "pillow", "safetensors", "tensorboard"])
+    core = installed(
+        ["torch", "torchvision", "accelerate", "timm", "numpy", "pillow", "simplejpeg", "safetensors", "tensorboard"]
+    )
     for name, version in core.items():
         findings.append(
             Finding(name=name, found=version, state="ok") if version

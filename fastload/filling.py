@@ -42,14 +42,15 @@ class Filler:
 
     Args:
         plan: what to convert.
-        numbers: the shards to convert, in this order.
+        numbers: the shards to convert.
         num_buffers: shards that are in memory at a time; one is filled while the others are written.
         skip_bad: tell of a bad image instead of raising.
     """
 
     def __init__(self, plan: Plan, numbers: Sequence[int], num_buffers: int, *, skip_bad: bool = False) -> None:
         self.plan = plan
-        self.numbers = tuple(numbers)
+        # The smallest last: while it is written nobody decodes any more.
+        self.numbers = tuple(sorted(numbers, key=lambda n: -len(plan.shards[n].records)))
         self.skip_bad = skip_bad
         most = max((len(plan.shards[n].records) for n in numbers), default=0)
         self.num_buffers = min(num_buffers, max(1, len(self.numbers)))

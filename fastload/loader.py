@@ -313,7 +313,9 @@ class Loader:
                 samples = samples.to(self.device, non_blocking=True)
                 labels = labels.to(self.device, non_blocking=True)
             copied = self._copies.record_event() if self._copies is not None else None
-        return _Fetched(ids=ids, num_valid=served.wanted.num_valid, samples=samples, labels=labels, copied=copied)
+        return _Fetched(
+            ids=ids, num_valid=served.wanted.num_valid, samples=samples, labels=labels, copied=copied, rows=served.rows
+        )
 
     def _finish(self, fetched: _Fetched, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Augment what was fetched, on the stream that uses it."""
@@ -326,8 +328,11 @@ class Loader:
             fetched.samples.record_stream(stream)
             fetched.labels.record_stream(stream)
         if self.augment is None:
-            return fetched.samples, fetched.labels
-        return self.augment(fetched.samples, ids=fetched.ids, epoch=epoch, seed=self.seed), fetched.labels
+            samples = fetched.samples if fetched.rows is None else fetched.samples.index_select(0, fetched.rows)
+            return samples, fetched.labels
+        return self.augment(
+            fetched.samples, fetched.labels, ids=fetched.ids, rows=fetched.rows, epoch=epoch, seed=self.seed
+        )
 
     @contextmanager
     def _registered(self) -> Iterator[None]:
@@ -355,10 +360,11 @@ def _labelled(dataset: AnyDataset) -> torch.Tensor | None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Fetched:
-    """Stored samples and labels of one step, on the device or on their way there."""
+    """Stored samples and labels of one step, on the device or on their way there; `rows` as Served has it."""
 
     ids: torch.Tensor
     num_valid: int
     samples: torch.Tensor
     labels: torch.Tensor
     copied: torch.cuda.Event | None
+    rows: torch.Tensor | None = None

@@ -102,7 +102,7 @@ class Plan:
         """Yield the text of `plan.json`, all that `from_json` needs; for millions of records, so in pieces."""
         source = self.source
         head = {
-            "version": VERSION, "digest": self.digest, "settings": asdict(self.settings),
+            "digest": self.digest, "version": VERSION, "settings": asdict(self.settings),
             "source": {
                 "name": source.name, "layout": source.layout, "classes": source.classes,
                 "display_names": source.display_names, "num_channels": source.num_channels,
@@ -112,6 +112,19 @@ class Plan:
         for number, r in enumerate(source.records):
             yield f"{',' if number else ''}{json.dumps([r.split, r.label, r.path])}\n"
         yield "]}\n"
+
+
+def is_plan_of(file: Place, digest: str) -> bool:
+    """Tell whether `file` is a plan with that digest, which stands at its beginning: a plan may have millions of lines.
+
+    Raises:
+        DatasetError: it cannot be read.
+    """
+    try:
+        with file.open("rb") as opened:
+            return opened.read(200).startswith(f'{{"digest": "{digest}"'.encode())
+    except OSError as e:
+        raise DatasetError(f"{printable(file)} cannot be read ({e.strerror}); check its permissions.") from e
 
 
 def read_plan(file: Place) -> Plan:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels then run, slowly, on tiny images
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -71,6 +76,19 @@ def convert_small(source: Path, out: Path, conversion: object, size: int = 20) -
 
     with mock.patch.object(conversion, "SHARD_BYTES", 4 * size * size * 3):
         return conversion.convert(source, out, size=size)  # type: ignore[attr-defined]
+
+
+def num_threads() -> int:
+    """Return how many threads run, without those of augmentation, which live as long as the process."""
+    return sum(not thread.name.startswith("fastload-augment") for thread in threading.enumerate())
+
+
+def settles_at(most: int) -> bool:
+    """Tell whether soon no more than `most` threads run: a queue's own thread ends a little after the queue."""
+    end = time.monotonic() + 20
+    while num_threads() > most and time.monotonic() < end:
+        time.sleep(0.02)
+    return num_threads() <= most
 
 
 def launch(*words: object, timeout: float = 240, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as F
 
-from fastload.augment import Augment, philox, reference
-from fastload.augment.spec import parse
+from fastload.augment import Augment, RandomErasing, philox, sampling
+from fastload.augment.arithmetic import HostNumbers, Keys, below
+from fastload.augment.plan import Pass
+from fastload.augment.spec import parse, plan
 from fastload.errors import TransformError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -30,22 +32,23 @@ def assert_close(got: torch.Tensor, expected: torch.Tensor, atol: float = 2e-4) 
 # --- Philox ---
 
 
-@pytest.mark.parametrize(
-    ("counter", "key", "words"),
-    [
-        ((0,) * 4, (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
-        ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
-        (
-            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
-            (0xA4093822, 0x299F31D0),
-            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
-        ),
-    ],
-)
+# Known-answer vectors of Random123, philox4x32-10: counter, key, words.
+KNOWN_ANSWERS = [
+    ((0,) * 4, (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
+]
+
+
+@pytest.mark.parametrize(("counter", "key", "words"), KNOWN_ANSWERS)
 def test_philox_gives_the_published_answers(counter, key, words) -> None:  # type: ignore[no-untyped-def]
-    """Known-answer vectors of Random123, philox4x32-10."""
-    c = tuple(np.array([n], np.uint64) for n in counter)
-    assert tuple(int(w[0]) for w in philox.philox4x32(c, key)) == words  # type: ignore[arg-type]
+    for make in (lambda n: np.array([n]), lambda n: torch.tensor([n])):
+        c = tuple(make(n) for n in counter)
+        assert tuple(int(w[0]) for w in philox.philox4x32(c, key)) == words  # type: ignore[arg-type]
 
 
 def test_draws_depend_on_each_key_and_on_nothing_else() -> None:
@@ -62,7 +65,7 @@ def test_draws_depend_on_each_key_and_on_nothing_else() -> None:
 
 def test_whole_numbers_below_a_limit_are_even() -> None:
     words = philox.draw_words(np.arange(60_000), seed=0, epoch=0, transform=0, count=1)[0]
-    counts = np.bincount(philox.below(words, 17), minlength=17)
+    counts = np.bincount(below(words, 17), minlength=17)
     expected = 60_000 / 17
     assert ((counts - expected) ** 2 / expected).sum() < 39.3  # chi-square, 16 degrees of freedom, p = 0.001
 
@@ -71,14 +74,14 @@ def test_whole_numbers_below_a_limit_are_even() -> None:
 
 
 def crops(spec_index: int, transforms: object, num: int, height: int, width: int) -> list[tuple[int, ...]]:
-    number, op = parse(transforms).geometry[spec_index]
-    words = philox.draw_words(np.arange(num), seed=3, epoch=4, transform=number, count=op.num_words)
-    return list(zip(*(a.tolist() for a in op.boxes(height, width, words)), strict=True))  # type: ignore[attr-defined]
+    number, op = parse(transforms).parts[spec_index]  # type: ignore[misc]
+    boxes = op.boxes(HostNumbers(np.arange(num), Keys(3, 4)), height, width, number)  # type: ignore[attr-defined]
+    return list(zip(*(a.astype(int).tolist() for a in boxes), strict=True))
 
 
 def flips(number: int, num: int, p: float = 0.5) -> list[bool]:
     words = philox.draw_words(np.arange(num), seed=3, epoch=4, transform=number, count=1)
-    return [bool(b) for b in philox.uniform(words[0]) < p]
+    return [bool(b) for b in words[0] * 2.0**-32 < p]
 
 
 @pytest.mark.parametrize(
@@ -87,7 +90,7 @@ def flips(number: int, num: int, p: float = 0.5) -> list[bool]:
 def test_random_resized_crop_and_flip(height: int, width: int, size: int) -> None:
     images = batch(5, height, width)
     pipeline = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()]
-    got = Augment(pipeline)(images, seed=3, epoch=4) * 255
+    got = Augment(pipeline).reference(images, seed=3, epoch=4) * 255
     boxes, mirrored = crops(0, pipeline, 5, height, width), flips(1, 5)
     for i in range(5):
         top, left, h, w = boxes[i]
@@ -116,7 +119,7 @@ def test_fixed_geometry_is_that_of_torchvision(pipeline: object, channels: int) 
     for height, width in ((23, 37), (37, 23)):
         images = batch(3, height, width, channels)
         expected = pipeline(images.permute(0, 3, 1, 2).float())  # type: ignore[operator]
-        assert_close(Augment(pipeline)(images) * 255, expected)
+        assert_close(Augment(pipeline).reference(images) * 255, expected)
 
 
 @pytest.mark.parametrize("version", [v1, v2])
@@ -150,10 +153,10 @@ def test_pad_if_needed_pads_both_sides() -> None:
 def test_resize_then_crop_is_exact_although_it_resamples_once() -> None:
     images = batch(4, 23, 31)
     pipeline = [v2.Resize((31, 37)), v2.RandomCrop(20), v2.RandomHorizontalFlip()]
-    got = Augment(pipeline)(images, seed=3, epoch=4) * 255
+    got = Augment(pipeline).reference(images, seed=3, epoch=4) * 255
     resized = F.resize(images.permute(0, 3, 1, 2).float(), [31, 37], antialias=True)
     words = philox.draw_words(np.arange(4), seed=3, epoch=4, transform=1, count=2)
-    top, left, mirrored = philox.below(words[0], 12), philox.below(words[1], 18), flips(2, 4)
+    top, left, mirrored = below(words[0], 12), below(words[1], 18), flips(2, 4)
     for i in range(4):
         expected = resized[i, :, top[i] : top[i] + 20, left[i] : left[i] + 20]
         assert_close(got[i], expected.flip(2) if mirrored[i] else expected)
@@ -168,7 +171,7 @@ def test_normalization_wherever_it_stands() -> None:
         torch.nn.Sequential(v1.ConvertImageDtype(torch.float32), v1.Normalize(MEAN, STD)),
         [v2.ToDtype(torch.float32), v2.Normalize([255 * m for m in MEAN], [255 * s for s in STD])],
     ):
-        assert torch.allclose(Augment(pipeline)(images), expected, atol=2e-6)
+        assert torch.allclose(Augment(pipeline).reference(images), expected, atol=2e-6)
     raw = Augment(v2.ToDtype(torch.float32, scale=False))(images)
     assert torch.equal(raw, images.permute(0, 3, 1, 2).float())
 
@@ -251,18 +254,17 @@ def test_another_epoch_draws_anew() -> None:
 @settings(max_examples=120, deadline=None)
 def test_copying_equals_resampling(height: int, width: int, size: int, padding: int, seed: int) -> None:
     pipeline = [v2.RandomCrop(size, padding=padding or None, pad_if_needed=True, fill=9), v2.RandomHorizontalFlip()]
-    images, spec = batch(3, height, width), parse(pipeline)
-    draws = spec.draw(np.arange(3), seed=seed, epoch=0, height=height, width=width)
-    assert draws.copies
-    copied = reference.copy_pixels(images, draws).permute(0, 3, 1, 2).float()
-    assert_close(copied, reference.resample(images, draws), atol=1e-6)
+    images, drawn = batch(3, height, width), geometry(pipeline, 3, height, width, seed)
+    assert drawn.copies
+    copied = sampling.copy_pixels(images, drawn).permute(0, 3, 1, 2).float()
+    assert_close(copied, sampling.filtered(images, drawn), atol=1e-6)
+    assert torch.equal(sampling.copy_by_index(images, drawn), sampling.copy_by_slices(images, drawn))
 
 
-def test_copying_by_index_equals_copying_by_slices() -> None:
-    """What a GPU runs, run on the CPU."""
-    images, spec = batch(7, 9, 11), parse([v2.RandomCrop(10, padding=3, fill=5), v2.RandomHorizontalFlip()])
-    draws = spec.draw(np.arange(7), seed=1, epoch=0, height=9, width=11)
-    assert torch.equal(reference.copy_by_index(images, draws), reference.copy_by_slices(images, draws))
+def geometry(pipeline: object, num: int, height: int, width: int, seed: int):  # type: ignore[no-untyped-def]
+    made = plan(parse(pipeline).parts, HostNumbers(np.arange(num), Keys(seed, 0)), height, width, 3)  # type: ignore[arg-type]
+    assert isinstance(made.nodes[0], Pass)
+    return made.nodes[0].geometry
 
 
 @pytest.mark.gpu
@@ -291,7 +293,7 @@ def test_dtype_and_memory_format(dtype: torch.dtype, memory_format: torch.memory
 def test_size_is_one_more_resize() -> None:
     images = batch(2, 23, 23)
     expected = F.resize(images.permute(0, 3, 1, 2).float(), [9, 9], antialias=True)
-    assert_close(Augment(size=9)(images) * 255, expected)
+    assert_close(Augment(size=9).reference(images) * 255, expected)
 
 
 def test_views_are_as_good_as_contiguous_images() -> None:
@@ -306,14 +308,23 @@ def test_views_are_as_good_as_contiguous_images() -> None:
 @pytest.mark.parametrize(
     ("transforms", "said"),
     [
-        ([v2.RandomCrop(3), v2.ColorJitter(0.1)], r"transform 1 \(ColorJitter\)"),
+        ([v2.RandomCrop(3), v2.ElasticTransform()], r"transform 1 \(ElasticTransform\)"),
         ([lambda x: x], "transform 0"),
         (v2.RandomResizedCrop(3, interpolation=v2.InterpolationMode.BICUBIC), "bicubic"),
         (v2.Resize(3, antialias=False), "antialias"),
-        (v2.RandomCrop(3, padding=1, padding_mode="reflect"), "padding_mode"),
+        (v2.RandomRotation(9, expand=True), "expand"),
+        (v2.RandomAffine(9, interpolation=v2.InterpolationMode.BICUBIC), "bicubic"),
+        (v2.RandomApply([v2.RandomCrop(3), v2.ElasticTransform()]), r"transform 2 \(ElasticTransform\)"),
+        (v2.RandomApply([v2.ToDtype(torch.float32, scale=True)]), "take them out"),
+        (
+            [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD), v2.ColorJitter(1)],
+            "Normalize",
+        ),
+        ([v2.ToDtype(torch.float32), v2.RandomInvert()], "scale=True"),
+        (RandomErasing(value="mean"), "Normalize"),
+        ([v2.ToDtype(torch.float32, scale=True), v2.RandomSolarize(128)], "threshold"),
         (v2.Normalize(MEAN, STD), "ToTensor"),
         ([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, (0, 1, 1))], "std"),
-        (v2.RandomApply([v2.RandomHorizontalFlip()]), "RandomApply"),
         (v2.ToDtype(torch.int64), "int64"),
     ],
 )
@@ -332,11 +343,18 @@ def test_wrong_batches() -> None:
         augment(batch(2, 4, 4), ids=torch.arange(3))
     with pytest.raises(TransformError, match="leave"):
         Augment(v1.Compose([v1.ToTensor(), v1.Normalize(MEAN, STD)]), dtype=torch.uint8)
-    with pytest.raises(TransformError, match="different values"):
-        Augment([v2.RandomCrop(9, padding=1, fill=1), v2.RandomCrop(10, padding=1, fill=2)])(batch(1, 9, 9))
+    with pytest.raises(TransformError, match="mirror"):
+        Augment(v2.Pad(9, padding_mode="reflect"))(batch(1, 9, 9))
+    with pytest.raises(TransformError, match="Resize"):
+        Augment(v2.RandomApply([v2.RandomCrop(5)]))(batch(4, 9, 9))
+    with pytest.raises(TransformError, match="grey or RGB"):
+        Augment(v2.ColorJitter(0.3))(batch(2, 4, 4, channels=4))
 
 
 def test_explain_names_every_stage() -> None:
-    said = Augment([v2.RandomCrop(9, padding=2), v2.RandomHorizontalFlip()]).explain()
-    assert "RandomCrop to [9, 9] with padding (2, 2, 2, 2), random" in said
-    assert "1 RandomHorizontalFlip" in said
+    augment = Augment([v2.RandomCrop(9, padding=2), v2.RandomHorizontalFlip(), v2.ColorJitter(0.4, 0.4)])
+    said = augment.explain(12, 12)
+    assert "0 RandomCrop (size=[9, 9], padding=[2, 2, 2, 2])" in said
+    assert "copy -> 9x9x3 | brightness or contrast" in said
+    assert "3 launches" in said
+    assert "copy" in repr(augment)

@@ -112,3 +112,17 @@ def test_results_name_machine_versions_data_command_and_date() -> None:
         assert {"machine", "versions", "data", "command", "date", "schema"} <= result.keys(), file.name
         for word in result["command"].split():
             assert not word.startswith("/"), f"{file.name} names a path of one machine"
+
+
+@pytest.mark.processes
+def test_augment_compares_the_same_work(tmp_path: Path) -> None:
+    file = tmp_path / "augment.json"
+    sizes = ("--store", 24, "--size", 16, "--batch-size", 3, "--rounds", 1)
+    done = launch("bench", "augment", "--device", "cpu", *sizes, "--json", file)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(file.read_text())
+    assert result["settings"]["batch_size"] == 3
+    for peers in result["results"].values():
+        assert {"fastload", "torchvision, per batch", "torchvision, per image"} <= peers.keys()
+        assert all(row["ms"] > 0 and row["core_ms"] > 0 for row in peers.values())
+    assert "floor" not in result, "without a GPU there is none"

@@ -141,6 +141,13 @@ def test_only_upright_three_component_and_grey_jpegs_take_the_fast_path(name: st
     assert plain == ((61, 47) if name.startswith("jpeg") and name != "jpeg CMYK" else None)
 
 
+def test_no_other_plugin_of_pillow_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing all of them takes each decoding process a quarter of a second, and some run programs."""
+    monkeypatch.delattr(Image, "init")
+    for data, _, _ in CORPUS.values():
+        decode_reference(data, "a", size=SIDE, fit="stretch")
+
+
 def test_ycck() -> None:
     """Photoshop's CMYK: inverted, as Pillow writes it, and with C, M and Y turned into Y, Cb and Cr."""
     inks = picture().convert("CMYK")
@@ -206,6 +213,25 @@ def test_a_large_jpeg_is_decoded_at_a_reduced_scale_and_looks_the_same() -> None
     data = file(large, "JPEG", quality=95)
     full = np.asarray(Image.open(io.BytesIO(data)).resize((SIDE, SIDE), Image.Resampling.BILINEAR)).astype(int)
     assert np.abs(decode(data, "a", size=SIDE) - full).mean() <= 2
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("side", [512, 1023, 1024, 1025, 2051])
+def test_the_fast_path_takes_the_scale_of_pillow(side: int, fit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = file(picture(side + 6, side), "JPEG", quality=95)
+    shown = decode_reference(data, "a", size=SIDE, fit=fit).astype(int)
+    assert np.abs(decode(data, "a", size=SIDE, fit=fit) - shown).max() <= 2
+    monkeypatch.setattr(module, "decode_reference", None)  # and it is the fast path that decodes
+    decode(data, "a", size=SIDE, fit=fit)
+
+
+def test_what_libjpeg_warns_of_is_for_pillow_to_judge() -> None:
+    """An end that comes too early is a warning: Pillow shows the image, and so do we, with its pixels."""
+    data = CORPUS["jpeg"][0]
+    odd = data[:-42] + data[-2:]
+    with pytest.raises(ValueError, match="premature end"):
+        module._decode_plain(odd, (61, 47), SIDE, "stretch")
+    assert np.array_equal(decode(odd, "a", size=SIDE), decode_reference(odd, "a", size=SIDE, fit="stretch"))
 
 
 REASONS: dict[str, tuple[bytes, str]] = {
@@ -372,9 +398,9 @@ def test_pillows_warnings_stay_inside() -> None:
             decodes_or_says_why(data)
 
 
-def test_what_torchvision_refuses_goes_to_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_simplejpeg_refuses_goes_to_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> Callable[..., object]:
-        raise RuntimeError("no")
+        raise ValueError("no")
 
     monkeypatch.setattr(module, "decode_jpeg", refuse)
     data = CORPUS["jpeg"][0]

@@ -5,7 +5,6 @@ import importlib.util
 import json
 import resource
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from hypothesis import strategies as st
 
 from fastload.errors import ConfigError, DatasetError, DecodeError
 from fastload.formats.ffcv import check_beton, find_beton_damage, open_beton, write_beton
+from tests.conftest import num_threads
 
 needs_ffcv = pytest.mark.skipif(
     importlib.util.find_spec("ffcv") is None, reason='ffcv is not installed: pip install "fastload[ffcv]"'
@@ -212,7 +212,7 @@ def refuse(folder, error, match, bad, at=7, **options):
 @needs_ffcv
 def test_a_bad_image_ends_the_run_at_once(tmp_path):
     write(tmp_path / "warm.beton")  # what stays for good is there now: the tracker of shared memory
-    before, threads = children(), threading.active_count()
+    before, threads = children(), num_threads()
     folder = tmp_path / "out"
     folder.mkdir()
 
@@ -227,7 +227,7 @@ def test_a_bad_image_ends_the_run_at_once(tmp_path):
             assert caught.path == "b/0007.jpg"
             assert time.monotonic() - start < 5
     assert children() == before
-    assert threading.active_count() == threads
+    assert num_threads() == threads
 
 
 def raises(error):

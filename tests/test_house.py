@@ -146,6 +146,7 @@ def test_the_commands_and_their_flags_are_these() -> None:
         "memory": ["--batch-size", "--epochs", "--json", "--size", "--store", "folder"],
         "growth": ["--batch-size", "--json", "--rounds", "--thousands"],
         "convert": ["--count", "--json", "--made", "--repeat", "--rounds", "--size", "--workers", "folder"],
+        "augment": ["--batch-size", "--device", "--json", "--rounds", "--size", "--store"],
         "figures": ["--check"],
     }  # fmt: skip
 

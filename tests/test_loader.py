@@ -1,6 +1,5 @@
 import gc
 import json
-import threading
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from accelerate.state import GradientState, PartialState
 
 from fastload import Augment, Loader, open_dataset
 from fastload.errors import ConfigError, PlacementError
-from tests.conftest import launch
+from tests.conftest import launch, num_threads
 
 
 @pytest.fixture(autouse=True)
@@ -213,7 +212,7 @@ def test_evaluation_nested_in_training_leaves_the_outer_loader_active(dataset: P
 
 @pytest.mark.parametrize("leave", ["break", "raise"])
 def test_leaving_early_leaves_nothing_behind(dataset: Path, leave: str) -> None:
-    state, threads = GradientState(), threading.active_count()
+    state, threads = GradientState(), num_threads()
     loader = Loader(open_dataset(dataset), 4)
 
     def consume() -> None:
@@ -229,7 +228,7 @@ def test_leaving_early_leaves_nothing_behind(dataset: Path, leave: str) -> None:
         consume()
     gc.collect()
     assert state.active_dataloader is None
-    assert threading.active_count() == threads
+    assert num_threads() == threads
 
 
 def test_state_is_saved_with_the_accelerator(dataset: Path, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Going on where a run was: skip, states through Accelerate, other ranks and batches; and leaving nothing behind."""
 
 import gc
-import threading
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from fastload import Augment, Loader, open_dataset
 from fastload.errors import ConfigError
+from tests.conftest import num_threads
 
 
 @pytest.fixture(autouse=True)
@@ -151,7 +151,7 @@ def held() -> tuple[int, int, int]:
     """Return what this process holds: threads, open files, mappings of files."""
     gc.collect()
     maps = sum("/" in line for line in Path("/proc/self/maps").read_text().splitlines())
-    return threading.active_count(), len(list(Path("/proc/self/fd").iterdir())), maps
+    return num_threads(), len(list(Path("/proc/self/fd").iterdir())), maps
 
 
 @pytest.mark.parametrize("placement", ["host", "mapped", "folder"])

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastload.errors import ConfigError, SourceError
-from fastload.sources import describe_table, is_table, read_table
+from fastload.sources import describe_table, is_packed_table, read_table
 from tests.conftest import SHARED
 
 
@@ -34,7 +34,7 @@ def write(root: Path, text: str, name: str = "t.csv") -> Path:
     ],
 )
 def test_tables_as_people_write_them(tmp_path: Path, name: str, text: str) -> None:
-    assert is_table(name)
+    assert is_packed_table(name) == name.endswith(".gz")
     table = read_table(write(tmp_path, text, name), target="y")
     assert table.feature_names == ("a", "b=x", "b=z")
     np.testing.assert_array_equal(table.features["train"], np.array([[-1, 1, 0], [1, 0, 1]], np.float32))

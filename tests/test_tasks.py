@@ -67,6 +67,9 @@ def test_merge_says_what_is_missing(folder: Path, tmp_path: Path, small_shards: 
 
 
 def test_tasks_of_another_plan_are_refused(folder: Path, tmp_path: Path, small_shards: object) -> None:
+    convert(folder, tmp_path / "idle", size=20, task="9/9")  # has written nothing but the plan
+    with pytest.raises(DatasetError, match="other options"):
+        convert(folder, tmp_path / "idle", size=21, task="1/9")
     convert(folder, tmp_path / "out", size=20, task="1/3")
     with pytest.raises(DatasetError, match="other options"):
         convert(folder, tmp_path / "out", size=21, task="2/3")

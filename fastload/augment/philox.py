@@ -1,48 +1,49 @@
 """Philox4x32-10: random numbers that are a pure function of a counter and a key.
 
-Source: Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3" (SC 2011).
+Source: Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3" (SC 2011). Written once
+for every kind of array that has * >> & ^ on int64: NumPy, torch, and `arithmetic.Symbol`, which becomes Triton.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-_M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+_M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
-_LOW, _32 = np.uint64(0xFFFFFFFF), np.uint64(32)
+_LOW = 0xFFFFFFFF
 
-UInt = npt.NDArray[np.uint64]
+Words = tuple[Any, Any, Any, Any]
 
 
-def philox4x32(counter: tuple[UInt, UInt, UInt, UInt], key: tuple[int, int]) -> tuple[UInt, UInt, UInt, UInt]:
+def philox4x32(counter: Words, key: tuple[Any, Any]) -> Words:
     """Return the four 32-bit words of each counter after ten rounds.
 
     Args:
-        counter: four arrays that broadcast, words of 32 bits in uint64.
-        key: two words of 32 bits.
+        counter: four arrays that broadcast, words of 32 bits in int64.
+        key: two words of 32 bits, numbers or arrays.
 
     Returns:
-        Four arrays of words of 32 bits in uint64.
+        Four arrays of words of 32 bits in int64.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
-    for _ in range(10):
-        p0, p1 = _M0 * c0, _M1 * c2
-        c0, c1, c2, c3 = (
-            (p1 >> _32) ^ c1 ^ np.uint64(k0),
-            p1 & _LOW,
-            (p0 >> _32) ^ c3 ^ np.uint64(k1),
-            p0 & _LOW,
-        )
-        k0, k1 = (k0 + _W0) & 0xFFFFFFFF, (k1 + _W1) & 0xFFFFFFFF
+    for turn in range(10):
+        if turn:
+            k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
+        # Products of 64 bits wrap around in int64; their halves are those of the unsigned product.
+        p0, p1 = c0 * _M0, c2 * _M1
+        c0, c1, c2, c3 = (p1 >> 32) & _LOW ^ c1 ^ k0, p1 & _LOW, (p0 >> 32) & _LOW ^ c3 ^ k1, p0 & _LOW
     return c0, c1, c2, c3
 
 
-def draw_words(ids: npt.NDArray[np.int64], *, seed: int, epoch: int, transform: int, count: int) -> UInt:
-    """Return `count` random 32-bit words for each sample, uint64 [count, N].
+def draw_words(
+    ids: npt.NDArray[np.int64], *, seed: int, epoch: int, transform: int, count: int
+) -> npt.NDArray[np.int64]:
+    """Return `count` random 32-bit words for each sample, int64 [count, N].
 
     Keyed on (seed, epoch, sample id, transform number) alone: the same for any batch size, rank,
     placement or device. Counter words: block, transform number, sample id low and high 32 bits; key
@@ -54,27 +55,15 @@ def draw_words(ids: npt.NDArray[np.int64], *, seed: int, epoch: int, transform: 
         transform: number of the transform in its pipeline.
         count: words per sample.
     """
-    key = derive(seed, epoch)
-    samples = ids.astype(np.uint64)
-    blocks = np.arange((count + 3) // 4, dtype=np.uint64)[:, None]
-    counter = (blocks, np.uint64(transform) + np.zeros_like(blocks), samples & _LOW, samples >> _32)
-    words = np.broadcast_arrays(*philox4x32(counter, key))
+    blocks = np.arange((count + 3) // 4)[:, None]
+    counter = (blocks, np.full_like(blocks, transform), ids[None] & _LOW, ids[None] >> 32)
+    words = np.broadcast_arrays(*philox4x32(counter, derive(seed, epoch)))
     return np.stack(words, axis=1).reshape(-1, len(ids))[:count]
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 def derive(seed: int, epoch: int) -> tuple[int, int]:
     """Return the two key words of (seed, epoch)."""
-    word = [np.array(n, np.uint64) for n in (epoch & 0xFFFFFFFF, epoch >> 32, 0, 0)]
-    first, second, _, _ = philox4x32((word[0], word[1], word[2], word[3]), (seed & 0xFFFFFFFF, seed >> 32))
-    return int(first), int(second)
-
-
-def uniform(words: UInt) -> npt.NDArray[np.float64]:
-    """Return words as numbers in [0, 1), multiples of 2**-32."""
-    return words.astype(np.float64) * 2.0**-32
-
-
-def below(words: UInt, limit: npt.NDArray[np.int64] | int) -> npt.NDArray[np.int64]:
-    """Return words as whole numbers in 0 .. limit - 1 (the high half of word x limit: bias below limit / 2**32)."""
-    return ((words * np.asarray(limit).astype(np.uint64)) >> _32).astype(np.int64)
+    word = [np.array([n]) for n in (epoch & _LOW, epoch >> 32, 0, 0)]
+    first, second, _, _ = philox4x32((word[0], word[1], word[2], word[3]), (seed & _LOW, seed >> 32))
+    return int(first[0]), int(second[0])

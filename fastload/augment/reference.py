@@ -1,191 +1,209 @@
-"""What every stage means, in plain torch, on any device.
+"""What a plan means, in plain torch, on any device; fused.py and cpu.py must agree.
 
 Shape letters: N batch, H W stored pixels, S T output height and width, C channels.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
-from fastload.augment.geometry import AxisMap
-from fastload.augment.spec import Draws, Values
+from fastload.augment.arithmetic import Array, Keys
+from fastload.augment.philox import philox4x32
+from fastload.augment.plan import Code, Mixing, Mixture, Noise, Pass, Plan, Step
+from fastload.augment.pointwise import OPERATIONS, blur, normal
+from fastload.augment.sampling import column, copy_pixels, fill_C, is_stored, resample
+from fastload.augment.spec import Values
+from fastload.errors import TransformError
 
 
-def apply(
-    images_NHWC: torch.Tensor,
-    draws: Draws,
-    values: Values,
-    *,
-    dtype: torch.dtype = torch.float32,
-    memory_format: torch.memory_format = torch.channels_last,
-) -> torch.Tensor:
-    """Crop, resize, mirror and normalize one batch.
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """A plan with its numbers, and what keys the noise that is drawn for single pixels.
+
+    Attributes:
+        plan: what to do.
+        ids: sample ids, int64 [N], on the host.
+        keys: seed and epoch.
+        view: which view of the images.
+    """
+
+    plan: Plan
+    ids: torch.Tensor
+    keys: Keys
+    view: int = 0
+
+
+def run(images_NHWC: torch.Tensor, drawn: Drawn) -> torch.Tensor:
+    """Return what the plan makes of the images, but for mixing.
 
     Args:
-        images_NHWC: uint8, any device.
-        draws: one map per image and axis.
-        values: scale and offset from stored 0..255.
-        dtype: of the result; uint8 rounds and clamps.
-        memory_format: of the result, torch.channels_last or torch.contiguous_format.
-
-    Returns:
-        [N, C, S, T] on the images' device.
-    """
-    # Where nothing is resampled, the crop is a copy of bytes: the cast then touches S * T pixels, not H * W.
-    if draws.copies and all(f == int(f) and 0 <= f <= 255 for f in draws.fill):
-        stored = copy_pixels(images_NHWC, draws)
-        if dtype == torch.uint8:
-            return _formatted(stored.permute(0, 3, 1, 2), memory_format)
-        return _formatted(_scaled(stored, values).to(dtype).permute(0, 3, 1, 2), memory_format)
-    out_NCST = resample(images_NHWC, draws)
-    num_channels = images_NHWC.shape[3]
-    scale, offset = _per_channel(values, num_channels, images_NHWC.device)
-    out_NCST = torch.addcmul(offset[:, None, None], out_NCST, scale[:, None, None])
-    if dtype == torch.uint8:
-        out_NCST = out_NCST.round_().clamp_(0, 255)
-    return _formatted(out_NCST.to(dtype), memory_format)
-
-
-def resample(images_NHWC: torch.Tensor, draws: Draws) -> torch.Tensor:
-    """Resample each image once by its two maps: bilinear, antialiased where it shrinks.
-
-    Two products with dense triangle-filter matrices: torchvision's `resize(antialias=True)` in float32,
-    for a box of its own per image.
+        images_NHWC: uint8 or float32, stored units (0..255), any device.
+        drawn: the plan.
 
     Returns:
         float32 [N, C, S, T], stored units.
     """
-    _, height, width, num_channels = images_NHWC.shape
-    rows_NSH = filter_weights(draws.y, height, images_NHWC.device)
-    columns_NTW = filter_weights(draws.x, width, images_NHWC.device)
-    # [N, H, C, W] in between: both products are then plain batched ones, and nothing is copied twice.
-    images_NHCW = images_NHWC.to(torch.float32).transpose(2, 3)
-    narrow = torch.bmm(images_NHCW.reshape(-1, height * num_channels, width), columns_NTW.transpose(1, 2))
-    out = torch.bmm(rows_NSH, narrow.view(len(narrow), height, num_channels * draws.x.size))
-    out_NCST = out.view(len(out), draws.y.size, num_channels, draws.x.size).transpose(1, 2)
-    if any(draws.fill):
-        # What the weights of stored pixels lack to 1 is padding.
-        missing_NST = 1 - rows_NSH.sum(2)[:, :, None] * columns_NTW.sum(2)[:, None, :]
-        fill_C = torch.tensor(draws.fill, device=images_NHWC.device).expand(num_channels)
-        out_NCST += missing_NST[:, None] * fill_C[:, None, None]
-    return out_NCST
+    x = images_NHWC
+    for node in drawn.plan.nodes:
+        x = run_pass(x, node, drawn) if isinstance(node, Pass) else run_mixture(x, node, drawn)
+    return x.permute(0, 3, 1, 2)
 
 
-def filter_weights(axis: AxisMap, num_stored: int, device: torch.device) -> torch.Tensor:
-    """Return the share of each stored pixel in each output pixel of one axis.
+def run_pass(images_NHWC: torch.Tensor, node: Pass, drawn: Drawn) -> torch.Tensor:
+    """Resample, and take the colour steps; float32 [N, S, T, C], stored units."""
+    x_NCST = resample(images_NHWC, node.geometry)
+    if node.steps:
+        x_NCST = x_NCST.contiguous().mul_(1 / 255)
+        for step in node.steps:
+            x_NCST = take_step(x_NCST, step, drawn)
+        x_NCST = x_NCST * 255
+    if node.channels != x_NCST.shape[1]:
+        x_NCST = x_NCST[:, :1].expand(-1, node.channels, -1, -1)
+    return x_NCST.permute(0, 2, 3, 1)
 
-    The triangle filter of torch.nn.functional.interpolate(mode="bilinear", antialias=True,
-    align_corners=False): as wide as an output pixel, never narrower than a stored one, cut off at
-    the readable window and normalized there. Padding within the window takes its share, and an
-    output pixel whose centre lies outside it is padding alone, so rows sum to at most 1.
 
-    Returns:
-        float32 [N, size, num_stored].
+def run_mixture(images_NHWC: torch.Tensor, node: Mixture, drawn: Drawn) -> torch.Tensor:
+    """Sum the image and the chains, weighted; float32 [N, S, T, C], stored units."""
+    image = images_NHWC.to(torch.float32)
+    weights = [column(w, len(image), image.device).float()[:, None, None, None] for w in node.weights]
+    total = image * weights[0]
+    for weight, chain in zip(weights[1:], node.chains, strict=True):
+        x = image
+        for part in chain:
+            x = run_pass(x, part, drawn)
+        total = torch.addcmul(total, x, weight)
+    return total
+
+
+def take_step(x_NCST: torch.Tensor, step: Step, drawn: Drawn) -> torch.Tensor:
+    """Take one colour step; 0..1 units."""
+    num_images, device = len(x_NCST), x_NCST.device
+    codes = host(step.code, num_images)
+    for kind in sorted(step.kinds):
+        chosen = np.flatnonzero(codes == int(kind))
+        if len(chosen) == 0:
+            continue
+        index = torch.from_numpy(chosen).to(device)
+        everything = len(chosen) == num_images
+        part = x_NCST if everything else x_NCST[index]
+        if kind == Code.ERASE:
+            changed = _erase(part, step, index, drawn)
+        else:
+            value = column(step.values[0], num_images, device)[index].float()[:, None, None, None]
+            changed = blur(part, value, step.radius) if kind == Code.BLUR else OPERATIONS[kind](part, value)
+        x_NCST = changed if everything else x_NCST.index_copy(0, index, changed.contiguous())
+    return x_NCST
+
+
+def host(value: Array, num_images: int) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    """Return per-image codes as NumPy [N]."""
+    return np.broadcast_to(value.cpu().numpy() if isinstance(value, torch.Tensor) else value, num_images)
+
+
+def _erase(x_NCST: torch.Tensor, step: Step, index: torch.Tensor, drawn: Drawn) -> torch.Tensor:
+    _, channels, height, width = x_NCST.shape
+    count, device = len(drawn.ids), x_NCST.device
+    top, left, bottom, right = (column(v, count, device)[index][:, None, None] for v in step.values)
+    y, x = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)
+    inside = (y >= top) & (y < bottom) & (x >= left) & (x < right)
+    if step.noise is None:
+        fill = torch.tensor(step.fill, device=device).expand(channels)[:, None, None]
+    else:
+        fill = noise(step.noise, drawn, index.cpu(), (channels, height, width)).to(device)
+    return torch.where(inside[:, None], fill, x_NCST)
+
+
+def noise(spec: Noise, drawn: Drawn, index: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:
+    """Return normal noise of [C, S, T] for the samples `index`, float32 [k, C, S, T] on the host.
+
+    Pixel p of a sample has Philox block 2**16 + p of its transform, four normal numbers.
     """
-    # Fractions of a pixel matter, thousands of pixels are possible: float64 until the weights are made.
-    start, step, low, high = (
-        torch.from_numpy(np.ascontiguousarray(a)).to(device)[:, None, None]
-        for a in (axis.start, axis.step, axis.low, axis.high)
+    channels, height, width = shape
+    ids = drawn.ids[index][:, None]
+    block = torch.arange(height * width)[None] + (1 << 16)
+    number = torch.full_like(block, spec.number + (drawn.view << 16))
+    words = philox4x32((block, number, ids & 0xFFFFFFFF, ids >> 32), drawn.keys.words[:2])
+    z = torch.stack(normal(words)[:channels], dim=1).view(-1, channels, height, width)
+    scale, offset = (torch.tensor(v).expand(channels)[:, None, None] for v in (spec.scale, spec.offset))
+    return z.float() * scale + offset
+
+
+def finish(
+    x_NCST: torch.Tensor, values: Values, dtype: torch.dtype, memory_format: torch.memory_format
+) -> torch.Tensor:
+    """Scale, cast and lay out; from stored units."""
+    scale, offset = (
+        torch.tensor(v).to(x_NCST.device, non_blocking=True).expand(x_NCST.shape[1])[:, None, None]
+        for v in (values.scale, values.offset)
     )
-    beyond = int(max(0.0, -np.floor(axis.low.min(initial=0)), np.ceil(axis.high.max(initial=0)) - num_stored))
-    pixel = torch.arange(-beyond, num_stored + beyond, device=device) + 0.5
-    output = torch.arange(axis.size, device=device, dtype=torch.float64)[:, None]
-    centre = start + (output + 0.5) * step
-    weights = (1 - (pixel - centre).abs() / step.abs().clamp(min=1)).clamp(min=0)
-    weights = weights * ((pixel > low) & (pixel < high))
-    total = weights.sum(2, keepdim=True)
-    readable = (centre > low) & (centre < high) & (total > 0)
-    weights = torch.where(readable, weights / total.clamp(min=1e-12), 0.0)
-    return weights[:, :, beyond : beyond + num_stored].to(torch.float32)
+    x_NCST = torch.addcmul(offset, x_NCST, scale)
+    if dtype == torch.uint8:
+        x_NCST = x_NCST.round_().clamp_(0, 255)
+    return x_NCST.to(dtype).contiguous(memory_format=memory_format)
 
 
-def copy_pixels(images_NHWC: torch.Tensor, draws: Draws) -> torch.Tensor:
-    """Take whole pixels by the two maps; the same pixels as `resample`, without arithmetic.
-
-    Returns:
-        uint8 [N, S, T, C].
-    """
-    # On the CPU, whole rows of bytes move at ten times the speed of single indexed pixels.
-    return copy_by_slices(images_NHWC, draws) if images_NHWC.device.type == "cpu" else copy_by_index(images_NHWC, draws)
-
-
-def copy_by_index(images_NHWC: torch.Tensor, draws: Draws) -> torch.Tensor:
-    """See copy_pixels; one indexing for the whole batch, on any device and without waiting for it."""
-    num_images, height, width, num_channels = images_NHWC.shape
-    device = images_NHWC.device
-    ys_NS, y_inside_NS = _positions(draws.y, height, device)
-    xs_NT, x_inside_NT = _positions(draws.x, width, device)
-    image_N = torch.arange(num_images, device=device)[:, None, None]
-    taken = images_NHWC[image_N, ys_NS[:, :, None], xs_NT[:, None, :]]
-    inside_NST = y_inside_NS[:, :, None] & x_inside_NT[:, None, :]
-    return torch.where(inside_NST[..., None], taken, _fill(draws, num_channels, device))
+def copied(
+    images_NHWC: torch.Tensor, plan: Plan, values: Values, dtype: torch.dtype, memory_format: torch.memory_format
+) -> torch.Tensor | None:
+    """Return the output where nothing is resampled or coloured: a crop is then a copy of bytes. Else None."""
+    node = plan.nodes[0]
+    if len(plan.nodes) > 1 or not isinstance(node, Pass) or node.steps or not node.geometry.copies:
+        return None
+    if images_NHWC.dtype != torch.uint8 or plan.channels != images_NHWC.shape[3]:
+        return None
+    if node.geometry.padded and not is_stored(node.geometry.fill):
+        return None
+    # The cast then touches S * T pixels, not H * W.
+    stored_NSTC = copy_pixels(images_NHWC, node.geometry)
+    if dtype == torch.uint8:
+        return stored_NSTC.permute(0, 3, 1, 2).contiguous(memory_format=memory_format)
+    return scaled(stored_NSTC, values).to(dtype).permute(0, 3, 1, 2).contiguous(memory_format=memory_format)
 
 
-def copy_by_slices(images_NHWC: torch.Tensor, draws: Draws) -> torch.Tensor:
-    """See copy_pixels; image by image, for the CPU."""
-    num_images, height, width, num_channels = images_NHWC.shape
-    out_NSTC = torch.empty((num_images, draws.y.size, draws.x.size, num_channels), dtype=torch.uint8)
-    rows, columns = _slices(draws.y, height), _slices(draws.x, width)
-    padded = any(before + after for side in (rows, columns) for _, _, before, after, _ in side)
-    if padded:
-        out_NSTC.copy_(_fill(draws, num_channels, images_NHWC.device).expand_as(out_NSTC))
-    per_image = zip(out_NSTC.unbind(), images_NHWC.unbind(), rows, columns, strict=True)
-    for out, image, (top, bottom, above, below, upside_down), (left, right, ahead, behind, mirrored) in per_image:
-        box = image[top:bottom, left:right]
-        if padded:
-            out = out[above : draws.y.size - below, ahead : draws.x.size - behind]
-        if mirrored or upside_down:
-            box = box.flip([axis for axis, flipped in ((0, upside_down), (1, mirrored)) if flipped])
-        out.copy_(box)
-    return out_NSTC
-
-
-def _slices(axis: AxisMap, num_stored: int) -> list[tuple[int, int, int, int, bool]]:
-    """Return for each image: stored pixels first and end, output pixels of padding before and after, mirrored."""
-    flipped = axis.step < 0
-    low = _first_pixel(axis) - np.where(flipped, axis.size - 1, 0)
-    below = np.clip(-low, 0, axis.size)
-    beyond = np.clip(low + axis.size - num_stored, 0, axis.size - below)
-    before, after = np.where(flipped, beyond, below), np.where(flipped, below, beyond)
-    # Plain numbers: torch takes a microsecond longer over each numpy integer.
-    columns = (low + below, low + axis.size - beyond, before, after, flipped)
-    return list(zip(*(column.tolist() for column in columns), strict=True))
-
-
-def _first_pixel(axis: AxisMap) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-    """Return the stored pixel of the first output pixel; a mirrored map starts at that pixel's far edge."""
-    return np.where(axis.step > 0, axis.start, axis.start - 1).astype(np.int64)
-
-
-def _fill(draws: Draws, num_channels: int, device: torch.device) -> torch.Tensor:
-    return torch.tensor(draws.fill).to(device, torch.uint8, non_blocking=True).expand(num_channels)
-
-
-def _positions(axis: AxisMap, num_stored: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the stored pixel of each output pixel, and whether there is one; both [N, size]."""
-    start = torch.from_numpy(_first_pixel(axis)).to(device, non_blocking=True)[:, None]
-    step = torch.from_numpy(axis.step.astype(np.int64)).to(device, non_blocking=True)[:, None]
-    position = start + torch.arange(axis.size, device=device) * step
-    return position.clamp(0, num_stored - 1), (position >= 0) & (position < num_stored)
-
-
-def _scaled(stored_NSTC: torch.Tensor, values: Values) -> torch.Tensor:
-    num_images, height, width, num_channels = stored_NSTC.shape
-    scale, offset = _per_channel(values, num_channels, stored_NSTC.device)
+def scaled(stored_NSTC: torch.Tensor, values: Values) -> torch.Tensor:
+    """Return stored values * scale + offset, float32 [N, S, T, C]."""
+    num_images, height, width, _ = stored_NSTC.shape
+    scale, offset = fill_C(values.scale, stored_NSTC), fill_C(values.offset, stored_NSTC)
     # One long row per pixel row: broadcasting over a last axis of 3 runs at a quarter of the speed.
-    rows = stored_NSTC.reshape(num_images * height, width * num_channels).to(torch.float32)
+    rows = stored_NSTC.reshape(num_images * height, -1).to(torch.float32)
     torch.addcmul(offset.repeat(width), rows, scale.repeat(width), out=rows)
     return rows.view(stored_NSTC.shape)
 
 
-def _per_channel(values: Values, num_channels: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    scale, offset = torch.tensor(values.scale), torch.tensor(values.offset)
-    return (
-        scale.expand(num_channels).to(device, non_blocking=True),
-        offset.expand(num_channels).to(device, non_blocking=True),
-    )
+def mix(x_NCST: torch.Tensor, mixing: Mixing) -> torch.Tensor:
+    """MixUp or CutMix each image with the one before it (the first with the last)."""
+    num_images, _, height, width = x_NCST.shape
+    device, other = x_NCST.device, x_NCST.roll(1, 0)
+    mixed = x_NCST
+    if mixing.blends:
+        share = column(mixing.share, num_images, device).to(x_NCST.dtype)[:, None, None, None]
+        mixed = torch.lerp(other, x_NCST, share)
+    if mixing.cuts:
+        top, left, bottom, right = (column(v, num_images, device)[:, None, None] for v in mixing.box)
+        y, x = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)
+        inside = (y >= top) & (y < bottom) & (x >= left) & (x < right)
+        cut = column(mixing.cut, num_images, device).bool()
+        mixed = torch.where(inside[:, None] & cut[:, None, None, None], other, mixed)
+    return mixed.contiguous(
+        memory_format=torch.channels_last if x_NCST.is_contiguous(memory_format=torch.channels_last)
+        and not x_NCST.is_contiguous() else torch.contiguous_format
+    )  # fmt: skip
 
 
-def _formatted(out_NCST: torch.Tensor, memory_format: torch.memory_format) -> torch.Tensor:
-    return out_NCST.contiguous(memory_format=memory_format)
+def mix_labels(labels: torch.Tensor, mixing: Mixing) -> torch.Tensor:
+    """Return soft labels, float32 [N, K].
+
+    Raises:
+        TransformError: labels are numbers, and the transform was not told num_classes.
+    """
+    if labels.ndim == 1:
+        if mixing.classes is None:
+            raise TransformError("MixUp and CutMix need num_classes to make rows of labels; pass num_classes=...")
+        # Not one_hot: it looks at the values, and waits for the device. Label -1 (unlabelled) gives a row of zeros.
+        labels = (labels[:, None] == torch.arange(mixing.classes, device=labels.device)).to(torch.float32)
+    labels = labels.to(torch.float32)
+    share = column(mixing.share, len(labels), labels.device).float()[:, None]
+    return torch.lerp(labels.roll(1, 0), labels, share)

@@ -1,43 +1,21 @@
-"""A torchvision pipeline -> stages, and the draws: what is to be done, apart from doing it.
+"""A torchvision pipeline -> what is to be done, apart from doing it.
 
 N images; H, W stored pixels; C channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 
-from fastload.augment import philox
-from fastload.augment.geometry import (
-    AxisMap,
-    CenterCrop,
-    GeometricOp,
-    Ints,
-    RandomCrop,
-    RandomHorizontalFlip,
-    RandomResizedCrop,
-    Resize,
-)
+from fastload.augment import own
+from fastload.augment.arithmetic import Numbers
+from fastload.augment.maps import Geometry
+from fastload.augment.plan import Builder, Numbered, Op, Plan, add_all
 from fastload.errors import TransformError, printable
-
-
-@dataclass(frozen=True, kw_only=True)
-class Draws:
-    """What one batch's geometry came to: a map per axis, on the host, and the stored value of padding."""
-
-    y: AxisMap
-    x: AxisMap
-    fill: tuple[float, ...] = (0.0,)
-
-    @property
-    def copies(self) -> bool:
-        """Whether every output pixel is one whole stored pixel or padding, so that nothing is resampled."""
-        return all(bool(np.all(np.abs(a.step) == 1) and np.all(a.start == np.floor(a.start))) for a in (self.y, self.x))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,174 +46,175 @@ class Values:
 
 
 @dataclass(frozen=True)
-class Spec:
-    """A pipeline as stages: one geometric map, then one scale and offset.
+class PerSample:
+    """A transform that fastload does not know: run image by image, by itself.
 
     Attributes:
-        geometry: (number in the pipeline, operation): the number keys the draws.
+        number: its place in the pipeline.
+        transform: called with one image.
+        sees: `PIL`, `uint8` or `float32` (0..1) images, as in its pipeline.
+    """
+
+    number: int
+    transform: Callable[[Any], Any]
+    sees: str
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A pipeline: segments of known transforms with unknown ones between them, then one scale and offset.
+
+    Attributes:
+        parts: (number in the pipeline, operation), or a PerSample.
         values: from stored 0..255 to the output.
         converted: how the pipeline itself made numbers of pixels: `scaled` to 0..1, `raw`, or not at all.
     """
 
-    geometry: tuple[tuple[int, GeometricOp], ...] = ()
+    parts: tuple[Numbered | PerSample, ...] = ()
     values: Values = field(default_factory=Values)
     converted: str = ""
 
-    def draw(self, ids: Ints, *, seed: int, epoch: int, height: int, width: int) -> Draws:
-        """Draw for the samples `ids` [N] and compose the maps from images of `height` x `width`.
+    def segments(self) -> Iterator[list[Numbered] | PerSample]:
+        """Yield runs of known transforms, and the unknown ones between them."""
+        run: list[Numbered] = []
+        for part in self.parts:
+            if isinstance(part, PerSample):
+                yield run
+                yield part
+                run = []
+            else:
+                run.append(part)
+        yield run
+
+
+def plan(ops: Sequence[Numbered], xp: Numbers, height: int, width: int, channels: int) -> Plan:
+    """Return what known transforms do to images of `height` x `width` x `channels`; `xp` makes the draws.
+
+    Raises:
+        TransformError: they do not fit images of that size.
+    """
+    builder = Builder(xp=xp, geometry=Geometry.identity(height, width), channels=channels)
+    add_all(builder, ops)
+    return builder.finish()
+
+
+class Parser:
+    """Reads a pipeline front to back; `spec` is what it has come to."""
+
+    def __init__(self, *, per_sample: bool) -> None:
+        self.spec = Spec()
+        self._per_sample = per_sample
+        self._next = 0
+        self.mean: tuple[float, ...] | None = None
+        self.becomes_tensor = False
+
+    def read(self, transforms: Any) -> list[Numbered | PerSample]:
+        """Return the transforms as numbered operations; conversions change `spec.values` on the way."""
+        found: list[Numbered | PerSample] = []
+        for transform in flatten(transforms):
+            number, name = self._next, type(transform).__name__
+            self._next += 1
+            known = _reader(transform)
+            before = self.spec
+            try:
+                if known is None:
+                    raise UnknownTransformError(f"is not one that fastload knows; it knows {', '.join(known_names())}.")
+                op = known(transform, self)
+            except TransformError as e:
+                if not self._per_sample or (known is not None and not isinstance(e, UnknownTransformError)):
+                    if str(e).startswith("transform "):
+                        raise
+                    said = str(e) if isinstance(e, UnknownTransformError) else f": {e}"
+                    joint = " " if isinstance(e, UnknownTransformError) else ""
+                    raise type(e)(f"transform {number} ({printable(name)}){joint}{said}") from None
+                self.spec, self._next = before, number + 1
+                found.append(PerSample(number, transform, self._sees(number)))
+                continue
+            if op is not None:
+                found.append((number, op))
+        return found
+
+    def branch(self, transforms: Any) -> tuple[Numbered, ...]:
+        """Return one branch of a container.
 
         Raises:
-            TransformError: the operations do not fit images of that size.
+            TransformError: a conversion or Normalize in it.
         """
-        y, x = AxisMap.identity(len(ids), height), AxisMap.identity(len(ids), width)
-        fills = []
-        for number, op in self.geometry:
-            if isinstance(op, RandomCrop | CenterCrop) and op.pads(y.size, x.size):
-                fills.append(op.fill)
-            words = philox.draw_words(ids, seed=seed, epoch=epoch, transform=number, count=op.num_words)
-            try:
-                y, x = op.apply(y, x, words)
-            except TransformError as e:
-                raise TransformError(f"transform {number}: {e}") from None
-        if len(set(fills)) > 1:
-            raise TransformError(f"two crops pad with different values ({fills[0]} and {fills[1]}); use one fill.")
-        return Draws(y=y, x=x, fill=fills[0] if fills else (0.0,))
+        before, inner = self.spec, Parser(per_sample=False)
+        inner.spec, inner._next, inner.mean = self.spec, self._next, self.mean
+        # An unknown transform in a container: the container as a whole is then unknown.
+        found = inner.read(transforms)
+        if inner.spec != before:
+            raise TransformError("conversions and Normalize hold for every image; take them out of it.")
+        self._next = inner._next
+        return tuple(part for part in found if not isinstance(part, PerSample))
+
+    def _sees(self, number: int) -> str:
+        if self.spec.converted == "scaled" and self.spec.values == Values().then((1 / 255,), (0.0,)):
+            return "float32"
+        if self.spec.converted:
+            raise TransformError(
+                f"transform {number} is run per sample, and stands behind Normalize or an unscaled conversion; "
+                "put it in front."
+            )
+        return "PIL" if self.becomes_tensor else "uint8"
 
 
-def parse(transforms: Any) -> Spec:
+class UnknownTransformError(TransformError):
+    """A transform, or an option of one, that fastload does not know."""
+
+
+def parse(transforms: Any, *, on_unknown: str = "error") -> Spec:
     """Turn a torchvision v1 or v2 `Compose` (or Sequential, list, single transform) into a Spec.
+
+    Args:
+        transforms: the pipeline, or None.
+        on_unknown: `error`, or `per_sample` to run what is not known image by image.
 
     Raises:
         TransformError: a transform or one of its options is not known; names it and its position.
     """
-    spec = Spec()
-    for number, transform in enumerate(_flatten(transforms)):
-        name = type(transform).__name__
-        known = _KNOWN.get(name)
-        if known is None or not type(transform).__module__.startswith("torchvision."):
-            raise TransformError(
-                f"transform {number} ({printable(name)}) is not one that fastload knows; it knows "
-                f"{', '.join(sorted(_KNOWN))}."
-            )
-        try:
-            parsed = known(transform, spec)
-        except TransformError as e:
-            raise TransformError(f"transform {number} ({name}): {e}") from None
-        spec = parsed if isinstance(parsed, Spec) else replace(spec, geometry=(*spec.geometry, (number, parsed)))
-    return spec
+    if on_unknown not in ("error", "per_sample"):
+        raise TransformError(f"on_unknown={on_unknown!r} is not known; use error or per_sample.")
+    flat = list(flatten(transforms))
+    parser = Parser(per_sample=on_unknown == "per_sample")
+    means = [t.mean for t in flat if type(t).__name__ == "Normalize"]
+    parser.mean = tuple(float(m) for m in means[0]) if means else None
+    names = [type(t).__name__ for t in flat]
+    parser.becomes_tensor = any(n in names for n in ("ToTensor", "PILToTensor", "ToImage"))
+    converters = ("ToTensor", "PILToTensor", "ToImage")
+    parts: list[Numbered | PerSample] = []
+    for transform, name in zip(flat, names, strict=True):
+        parts += parser.read([transform])
+        if name in converters:
+            parser.becomes_tensor = False
+    return replace(parser.spec, parts=tuple(parts))
 
 
-def _flatten(transforms: Any) -> Iterable[Any]:
+def flatten(transforms: Any) -> Iterable[Any]:
+    """Yield the transforms of nested Composes, Sequentials and lists."""
     if transforms is None:
         return
-    if isinstance(transforms, list | tuple | torch.nn.Sequential):
+    if isinstance(transforms, list | tuple | torch.nn.Sequential | torch.nn.ModuleList):
         for inner in transforms:
-            yield from _flatten(inner)
+            yield from flatten(inner)
     elif type(transforms).__name__ == "Compose" and hasattr(transforms, "transforms"):
-        yield from _flatten(transforms.transforms)
+        yield from flatten(transforms.transforms)
     else:
         yield transforms
 
 
-def _stored_fill(fill: Any, values: Values) -> tuple[float, ...]:
-    """Return the stored value that a transform at this place of the pipeline pads with."""
-    if isinstance(fill, dict):
-        raise TransformError("a fill per kind of input is not supported; pass one fill.")
-    return values.stored(tuple(fill) if isinstance(fill, Sequence) else (float(fill or 0),))
+def _reader(transform: Any) -> Callable[[Any, Parser], Op | None] | None:
+    from fastload.augment.readers import KNOWN
+
+    kind = type(transform)
+    if not (kind.__module__.startswith("torchvision.") or kind.__module__ == own.__name__):
+        return None
+    return KNOWN.get(kind.__name__)
 
 
-def _pair(size: Any) -> tuple[int, int]:
-    numbers = [int(n) for n in size] if isinstance(size, Sequence) else [int(size)]
-    if len(numbers) not in (1, 2) or min(numbers) < 1:
-        raise TransformError(f"size {size!r} is not one or two numbers of at least 1.")
-    return numbers[0], numbers[-1]
+def known_names() -> list[str]:
+    """Return the names of all transforms that are known."""
+    from fastload.augment.readers import KNOWN
 
-
-def _check_bilinear(transform: Any) -> None:
-    interpolation = getattr(transform.interpolation, "value", transform.interpolation)
-    if interpolation != "bilinear":
-        raise TransformError(f"interpolation {interpolation} is not supported; use bilinear.")
-    if getattr(transform, "antialias", True) is False:
-        raise TransformError("antialias=False is not supported; leave it at True.")
-
-
-def _resize(transform: Any, spec: Spec) -> Resize:
-    _check_bilinear(transform)
-    if transform.size is None:
-        raise TransformError("size=None is not supported; give a size.")
-    size = [transform.size] if isinstance(transform.size, int) else list(transform.size)
-    if len(size) not in (1, 2) or min(size) < 1:
-        raise TransformError(f"size {transform.size!r} is not one or two numbers of at least 1.")
-    return Resize(size=tuple(size), max_size=transform.max_size)
-
-
-def _random_crop(transform: Any, spec: Spec) -> RandomCrop:
-    if transform.padding_mode != "constant" and (transform.padding or transform.pad_if_needed):
-        raise TransformError(f"padding_mode={transform.padding_mode!r} is not supported; use constant.")
-    p = transform.padding or 0
-    if isinstance(p, int) or len(p) <= 2:
-        horizontal, vertical = (p, p) if isinstance(p, int) else (p[0], p[-1])
-        left, top, right, bottom = horizontal, vertical, horizontal, vertical
-    elif ".v2." in type(transform).__module__:
-        left, right, top, bottom = p  # v2 keeps it in another order than its argument
-    else:
-        left, top, right, bottom = p
-    return RandomCrop(
-        size=_pair(transform.size), padding=(left, top, right, bottom), pad_if_needed=transform.pad_if_needed,
-        fill=_stored_fill(transform.fill, spec.values),
-    )  # fmt: skip
-
-
-def _random_resized_crop(transform: Any, spec: Spec) -> RandomResizedCrop:
-    _check_bilinear(transform)
-    return RandomResizedCrop(size=_pair(transform.size), scale=tuple(transform.scale), ratio=tuple(transform.ratio))
-
-
-def _to_float(transform: Any, spec: Spec) -> Spec:
-    if spec.converted:
-        return spec
-    return replace(spec, values=spec.values.then((1 / 255,), (0.0,)), converted="scaled")
-
-
-def _to_dtype(transform: Any, spec: Spec) -> Spec:
-    dtype = transform.dtype
-    if isinstance(dtype, dict):
-        raise TransformError("a dtype per kind of input is not supported; pass one dtype.")
-    if not dtype.is_floating_point:
-        if dtype == torch.uint8 and not spec.converted:
-            return spec
-        raise TransformError(f"{dtype} is not supported; use a floating point dtype.")
-    if type(transform).__name__ == "ToDtype" and not transform.scale:
-        return replace(spec, converted=spec.converted or "raw")
-    return _to_float(transform, spec)
-
-
-def _normalize(transform: Any, spec: Spec) -> Spec:
-    if not spec.converted:
-        raise TransformError("there is no ToTensor or ToDtype before it; put one in front of it.")
-    mean, std = [float(m) for m in transform.mean], [float(s) for s in transform.std]
-    if min(std) <= 0:
-        raise TransformError(f"std {std} has a value that is not above 0.")
-    return replace(
-        spec, values=spec.values.then([1 / s for s in std], [-m / s for m, s in zip(mean, std, strict=True)])
-    )
-
-
-def _keep(transform: Any, spec: Spec) -> Spec:
-    return spec
-
-
-# torchvision's class name (the same in v1 and v2) -> how its options become an operation or a new Spec.
-_KNOWN: dict[str, Callable[[Any, Spec], Spec | GeometricOp]] = {
-    "Resize": _resize,
-    "CenterCrop": lambda t, s: CenterCrop(size=_pair(t.size), fill=_stored_fill(0, s.values)),
-    "RandomCrop": _random_crop,
-    "RandomResizedCrop": _random_resized_crop,
-    "RandomHorizontalFlip": lambda t, s: RandomHorizontalFlip(p=float(t.p)),
-    "ToTensor": _to_float,
-    "ToImage": _keep,
-    "PILToTensor": _keep,
-    "ToDtype": _to_dtype,
-    "ConvertImageDtype": _to_dtype,
-    "Normalize": _normalize,
-}
+    return sorted(KNOWN)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -374,33 +375,39 @@ def write_shard(file: Place, fields: dict[str, npt.NDArray[Any]], metadata: dict
     Raises:
         DatasetError: the disk is full, the folder cannot be written, or another process writes this shard.
     """
+    parts: list[Part] = [_head(fields, metadata)]
+    parts += [field.reshape(-1).view(np.uint8).data for field in fields.values()]
+    # Beside the writing: nobody decodes any more while the last shard is written.
+    with ThreadPoolExecutor(1, thread_name_prefix="fastload-hash") as beside:
+        digest = beside.submit(_sha256, parts)
+        try:
+            # Through the page cache, on purpose: training reads these shards next.
+            blocks = (part[i : i + _BLOCK_BYTES] for part in parts for i in range(0, len(part), _BLOCK_BYTES))
+            write_whole(file, blocks)
+        except OSError as e:
+            raise unwritten(file, e) from e
+        return digest.result()
+
+
+def _sha256(parts: Iterable[Part]) -> str:
     sha = hashlib.sha256()
-
-    def blocks() -> Iterator[Part]:
-        parts: list[Part] = [_head(fields, metadata)]
-        parts += [field.reshape(-1).view(np.uint8).data for field in fields.values()]
-        for part in parts:
-            for start in range(0, len(part), _BLOCK_BYTES):
-                # A block stays in the processor's cache from the hash to the write.
-                block = part[start : start + _BLOCK_BYTES]
-                sha.update(block)
-                yield block
-
-    try:
-        # Through the page cache, on purpose: training reads these shards next.
-        write_whole(file, blocks())
-    except BlockingIOError:
-        raise DatasetError(
-            f"{printable(file)} is being written by another process; wait for it, and run the same command again."
-        ) from None
-    except OSError as e:
-        full = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        advice = "make room in" if full else "check that files can be written to"
-        raise DatasetError(
-            f"{printable(file.name)} cannot be written ({printable(e.strerror)}); {advice} {printable(file.parent)} "
-            "and run the same command again: finished shards are kept."
-        ) from e
+    for part in parts:
+        sha.update(part)
     return sha.hexdigest()
+
+
+def unwritten(file: Place, e: OSError) -> DatasetError:
+    """Return the error that says why a file of a dataset could not be written, and what to do."""
+    if isinstance(e, BlockingIOError):
+        return DatasetError(
+            f"{printable(file)} is being written by another process; wait for it, and run the same command again."
+        )
+    full = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    advice = "make room in" if full else "check that files can be written to"
+    return DatasetError(
+        f"{printable(file.name)} cannot be written ({printable(e.strerror)}); {advice} {printable(file.parent)} "
+        "and run the same command again: finished shards are kept."
+    )
 
 
 def _head(fields: dict[str, npt.NDArray[Any]], metadata: dict[str, Any]) -> bytes:

@@ -19,7 +19,7 @@ from fastload import __version__
 from fastload.files import write_text
 from fastload.memory import meminfo_bytes
 
-PACKAGES = ("torch", "torchvision", "accelerate", "timm", "numpy", "pillow", "safetensors", "ffcv")
+PACKAGES = ("torch", "torchvision", "accelerate", "timm", "numpy", "pillow", "simplejpeg", "safetensors", "ffcv")
 
 
 def environment() -> dict[str, Any]:

@@ -20,10 +20,10 @@ from fastload.sources.parquet import read_parquet
 from fastload.sources.scan import files_in, folders_in, has_image
 from fastload.sources.sidecars import looks_like_sidecars, read_sidecars
 from fastload.sources.splits import cut_splits
-from fastload.sources.tables import Table, describe_table, is_table, read_table
+from fastload.sources.tables import Table, describe_table, is_packed_table, read_table
 from fastload.sources.webdataset import read_webdataset
 
-__all__ = ["LAYOUTS", "Table", "cut_splits", "describe", "describe_table", "detect", "is_table", "read_table"]
+__all__ = ["LAYOUTS", "Table", "cut_splits", "describe", "describe_table", "detect", "is_packed_table", "read_table"]
 
 TORCHVISION, HUGGINGFACE = "torchvision:", "hf:"
 

@@ -79,9 +79,9 @@ class Table:
         return sha.hexdigest()
 
 
-def is_table(path: str | Path | Url) -> bool:
-    """Tell whether a file is a table by its name."""
-    return str(path).lower().endswith(SUFFIXES)
+def is_packed_table(path: str | Path | Url) -> bool:
+    """Tell whether a file is a table by its name: lists are texts as well, but never packed ones."""
+    return str(path).lower().endswith((".csv.gz", ".tsv.gz"))
 
 
 def read_table(

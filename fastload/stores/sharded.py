@@ -70,9 +70,11 @@ class ShardedStore:
     def serve(self, steps: Iterator[Wanted]) -> Generator[Served, None, None]:
         """See Store."""
         for wanted in steps:
-            slots = self._slot_of[wanted.ids]
-            samples = self._samples.index_select(0, slots.to(self._samples.device, non_blocking=True))
-            yield Served(wanted=wanted, samples=samples)
+            slots = self._slot_of[wanted.ids].to(self._samples.device, non_blocking=True)
+            if self._samples.device.type == "cpu":
+                yield Served(wanted=wanted, samples=self._samples.index_select(0, slots))
+            else:
+                yield Served(wanted=wanted, samples=self._samples, rows=slots)
 
     def _load(self, advance: Callable[[int], object] = lambda _: None) -> None:
         positions = self.held if len(self.held) else torch.zeros(1, dtype=torch.int64)

@@ -33,7 +33,11 @@ class TensorStore:
     def serve(self, steps: Iterator[Wanted]) -> Generator[Served, None, None]:
         """See Store."""
         for wanted in steps:
-            yield Served(wanted=wanted, samples=self.gather(wanted.ids))
+            if self.samples.device.type == "cpu":
+                yield Served(wanted=wanted, samples=self.gather(wanted.ids))
+            else:
+                rows = wanted.ids.to(self.samples.device, non_blocking=True)
+                yield Served(wanted=wanted, samples=self.samples, rows=rows)
 
     def gather(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the samples `ids` (int64 [B], CPU) as new memory, on this store's device."""
