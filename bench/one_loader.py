@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import subprocess
 import sys
 import time
@@ -37,8 +36,6 @@ class Child:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "bench.one_loader", json.dumps(recipe)], stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1],
-            # Threads that wait by spinning take the cores from whoever else is on the machine, and from themselves.
-            env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
         )  # fmt: skip
         answer = self._answer()
         self.first_batch_seconds = float(answer["first_batch_seconds"])
