@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
 from fastload.errors import ConfigError, FastloadError, printable
@@ -331,6 +330,7 @@ def verify(
     from fastload.formats.ffcv import check_beton, find_beton_damage
     from fastload.formats.resident import find_damage, read_manifest
     from fastload.places import as_place
+    from fastload.storing import byte_bar
 
     place = as_place(dataset)
     if isinstance(place, Path) and place.suffix == ".beton":
@@ -341,10 +341,8 @@ def verify(
         total = sum(shard.bytes for shards in manifest.splits.values() for shard in shards)
         num_files = sum(len(shards) for shards in manifest.splits.values())
         check = functools.partial(find_damage, place, manifest)
-    columns = (TextColumn("[bold]verify"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("verify", total=total)
-        damage = list(check(lambda count: bar.advance(task, count)))
+    with byte_bar("verify", total, True) as advance:
+        damage = list(check(advance))
     for sentence in damage:
         print(f"damaged: {sentence}", file=sys.stderr)
     if damage:

@@ -87,11 +87,11 @@ def convert(
         DatasetError: the output exists, is being written by another process, or cannot be written.
     """
     if target is not None or (not isinstance(source, Source) and is_packed_table(source)):
-        from fastload.conversion_tables import LAST, convert_table
+        from fastload.conversion_tables import convert_table
 
         if task or dask:
             raise ConfigError("a table is converted in one go; leave task and dask out.")
-        return convert_table(source, out, target=target or LAST, split=split, seed=seed)
+        return convert_table(source, out, target=target, split=split, seed=seed)
     settings = Settings(size=size, fit=fit, seed=seed, max_pixels=max_pixels, shard_bytes=SHARD_BYTES)
     workers = checked_workers(on_bad, workers)
     share = _share(task)

@@ -19,15 +19,12 @@ from fastload.plan import SHARD_BYTES
 from fastload.records import Source, stable_rank
 from fastload.sources import Table, read_table
 
-# How the last column is called, where nobody named a target.
-LAST = ()
-
 
 def convert_table(
     source: str | Place | Source | Table,
     out: str | Place | None = None,
     *,
-    target: str | Sequence[str] = LAST,
+    target: str | Sequence[str] | None = None,
     regression: bool | None = None,
     split: Mapping[str, float] | None = None,
     seed: int = 0,
@@ -54,7 +51,7 @@ def convert_table(
     path = source.path if isinstance(source, Table) else source
     output = free_output(out, path)
     table = source if isinstance(source, Table) else read_table(
-        source, target=target or None, regression=regression, split=split, seed=seed
+        source, target=target, regression=regression, split=split, seed=seed
     )  # fmt: skip
     num_features = len(table.feature_names)
     rows_per_shard = max(1, SHARD_BYTES // (4 * num_features))

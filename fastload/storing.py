@@ -167,7 +167,7 @@ def make_store(
     if placement.kind == "mapped":
         return MappedStore(shards, pinned=pinned)
     total = dataset.num_bytes if placement.kind != "gpu_sharded" else len(holdings.first(wish.rank)) * dataset.row_bytes
-    with _bar(f"load {dataset.split}", total, wish.progress) as advance:
+    with byte_bar(f"load {dataset.split}", total, wish.progress) as advance:
         if placement.kind == "host":
             samples = host_tensor(shards, together=wish.together, pinned=pinned, advance=advance)
             return TensorStore(samples, pinned=pinned)
@@ -183,7 +183,8 @@ def make_store(
 
 
 @contextmanager
-def _bar(name: str, total: int, show: bool) -> Iterator[Callable[[int], object]]:
+def byte_bar(name: str, total: int, show: bool) -> Iterator[Callable[[int], object]]:
+    """Show `total` bytes on standard error; yields what is called with the number that are done."""
     columns = (TextColumn("[bold]{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not show, transient=True) as bar:
         task = bar.add_task(name, total=total)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,16 @@ def write_folder(root: Path, *, splits: bool = True) -> Path:
                 write_image(root / split / name / f"{number:03d}.jpg", seed)
                 seed += 1
     return root
+
+
+@pytest.fixture
+def no_accelerate_left() -> Iterator[None]:
+    """Forget what Accelerate keeps per process, once a test is over."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    yield
+    for state in (GradientState, AcceleratorState, PartialState):
+        state._reset_state()
 
 
 @pytest.fixture

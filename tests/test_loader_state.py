@@ -7,19 +7,13 @@ import pytest
 import torch
 import torchvision.transforms.v2 as v2
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.state import AcceleratorState, GradientState
 
 from fastload import Augment, Loader, open_dataset
 from fastload.errors import ConfigError
 from tests.conftest import num_threads
 
-
-@pytest.fixture(autouse=True)
-def _no_accelerate_left():  # type: ignore[no-untyped-def]
-    yield
-    GradientState._reset_state()
-    AcceleratorState._reset_state()
-    PartialState._reset_state()
+pytestmark = pytest.mark.usefixtures("no_accelerate_left")
 
 
 def make(dataset: Path, batch_size: int = 4, **options: object) -> Loader:

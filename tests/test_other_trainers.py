@@ -5,17 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from fastload import Augment, Loader, open_dataset
 
-
-@pytest.fixture(autouse=True)
-def _no_accelerate_left():  # type: ignore[no-untyped-def]
-    yield
-    GradientState._reset_state()
-    AcceleratorState._reset_state()
-    PartialState._reset_state()
+pytestmark = pytest.mark.usefixtures("no_accelerate_left")
 
 
 def loader(dataset: Path, split: str = "train") -> Loader:
