@@ -50,5 +50,5 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@pkg-config --exists opencv4 libturbojpeg 2>/dev/null || \
 	  { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq $(SYSTEM) g++ python3-dev; } >/dev/null 2>&1 || \
 	  { echo "FFCV needs system packages; run: apt-get install $(SYSTEM) g++ python3-dev" >&2; exit 2; }
-	$(PIP) -e '.[dev,dask,ffcv,hf,parquet]'
+	$(PIP) -e '.[dev,dask,ffcv,hf,parquet,plot]'
 	@touch $@
