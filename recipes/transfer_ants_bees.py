@@ -1,0 +1,83 @@
+"""Ants or bees, from 244 photographs: a network that has seen other things before, fine-tuned or with a new head alone.
+
+fastload convert hymenoptera --size 256 --on-bad skip       # {train,val}/{ants,bees}/; one file is no photograph
+python recipes/transfer_ants_bees.py hymenoptera.fastload
+python recipes/transfer_ants_bees.py hymenoptera.fastload --model vgg16.tv_in1k --frozen
+python recipes/transfer_ants_bees.py hymenoptera.fastload --weights runs/resnet_flowers/best.safetensors
+
+The notes keep these photographs in three ways: class folders; ants_image/ with a text file for each in ants_label/;
+a list of paths and labels. `fastload convert` makes the same dataset of all three.
+
+MEASURED
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torchvision.transforms.v2 as T
+import tyro
+from fastload.config import Optimizer, Schedule
+from fastload.weights import build
+
+import fastload
+from fastload import settings
+from fastload.train import Phase
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as pretrained weights expect
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(fastload.TrainConfig):
+    """Fine-tune a network on few photographs."""
+
+    dataset: tyro.conf.Positional[Path] = Path("hymenoptera.fastload")
+    """What `fastload convert` wrote."""
+    model: str = "resnet18.tv_in1k"
+    """timm's or torchvision's name; the notes take ResNet-18 and VGG16 (vgg16.tv_in1k)."""
+    weights: str = "auto"
+    """auto: this model's ImageNet weights, where they are found; none: from scratch; or a file."""
+    frozen: bool = False
+    """Train the new head alone."""
+    size: int = 256
+    """Side in pixels to which images are brought."""
+    crop: int = 224
+    """Side of the square that the network sees."""
+    batch_size: int = 16
+    """Images per process and step."""
+    epochs: int = 25
+    optimizer: Optimizer = "sgd"
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    schedule: Schedule = "step"
+    step_epochs: int = 7
+    output: Path = Path("runs/transfer_ants_bees")
+
+
+def main(s: Settings) -> None:
+    """Fine-tune on `train`, and tell how well it does on `valid`."""
+    trainer = fastload.Trainer(s)
+    train, valid = (fastload.open_dataset(s.dataset, split) for split in ("train", "valid"))
+    network, origin = build(s.model, len(train.classes), s.weights)
+
+    end = [T.ToImage(), T.ToDtype(torch.float32, scale=True), T.Normalize(MEAN, STD)]
+    augment = fastload.Augment([T.RandomResizedCrop(s.crop), T.RandomHorizontalFlip(), *end])
+    plain = fastload.Augment([T.Resize((s.size, s.size)), T.CenterCrop(s.crop), *end])
+    train_loader = fastload.Loader(train, s.batch_size, augment=augment, seed=s.seed)
+    valid_loader = fastload.Loader(valid, s.batch_size, augment=plain, shuffle=False)
+
+    head = list(network.state_dict())[-1].rpartition(".")[0]  # the layer that was made last: fc, head.fc
+    phase = Phase(
+        name="head" if s.frozen else "all", epochs=s.epochs, lr=s.lr, trainable=(f"{head}.",) if s.frozen else None
+    )
+    info = {
+        "model": s.model, "weights": origin, "size": s.size, "crop": s.crop, "mean": MEAN, "std": STD,
+        "batch_size": s.batch_size, "images": train.manifest.settings, "display_names": train.manifest.display_names,
+    }  # fmt: skip
+    trainer.fit(network, train_loader, valid_loader, phases=(phase,), info=info)
+
+
+if __name__ == "__main__":
+    settings.run(main, Settings)
