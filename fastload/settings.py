@@ -9,7 +9,7 @@ from dataclasses import MISSING, asdict, fields
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
 import yaml
@@ -18,7 +18,10 @@ from fastload.config import TrainConfig
 from fastload.errors import ConfigError, exit_with, printable
 from fastload.files import write_text
 
-Settings = TypeVar("Settings", bound=TrainConfig)
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Settings = TypeVar("Settings", bound="DataclassInstance")
 
 
 def run(main: Callable[[Settings], object], settings: type[Settings]) -> None:
@@ -48,7 +51,7 @@ def parse(settings: type[Settings], words: Sequence[str], *, about: str = "") ->
     return tyro.cli(settings, args=words, default=default, description=about.strip())
 
 
-def load(settings: type[TrainConfig], file: str | Path) -> dict[str, Any]:
+def load(settings: type[DataclassInstance], file: str | Path) -> dict[str, Any]:
     """Return the values that a YAML file gives for fields of `settings`, each of its field's type.
 
     Raises:

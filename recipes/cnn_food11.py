@@ -81,7 +81,7 @@ def main(s: Settings) -> None:
     valid_loader = fastload.Loader(valid, s.batch_size, augment=fastload.Augment([*resize, *end]), shuffle=False)
     info = {
         "model": s.model, "weights": origin, "size": s.size, "crop": s.size, "mean": (0.0,) * 3, "std": (1.0,) * 3,
-        "batch_size": s.batch_size, "images": train.manifest.settings, "display_names": train.manifest.display_names,
+        "batch_size": s.batch_size, "images": train.manifest.settings
     }  # fmt: skip
     trainer.fit(network, train_loader, valid_loader, info=info)
 

@@ -81,7 +81,10 @@ def main(s: Settings) -> None:
         trainer, result, origin = train(replace(s, size=size, crop=None, epochs=epochs, output=output))
         for phase, notes in theirs.items():
             if ours := [e for e in result.epochs if e.phase == phase]:
-                accuracy, (minutes, seconds) = max(e.accuracy or 0 for e in ours), divmod(sum(e.seconds for e in ours), 60)
+                accuracy, (minutes, seconds) = (
+                    max(e.accuracy or 0 for e in ours),
+                    divmod(sum(e.seconds for e in ours), 60),
+                )
                 cells = [size, len(ours), phase, s.model, s.augment, origin, notes]
                 lines.append(f"| {' | '.join(map(str, cells))} | {accuracy:.2%} in {minutes:.0f}m{seconds:02.0f}s |")
     if trainer.is_main:
@@ -101,12 +104,13 @@ def train(s: Settings) -> tuple[fastload.Trainer, TrainResult, str]:
     phases = [Phase(name="all", epochs=s.epochs, lr=s.lr)]
     head_epochs = s.epochs * (s.weights != "none") if s.head_epochs is None else s.head_epochs
     if head_epochs:
-        head = list(network.state_dict())[-1].rpartition(".")[0]  # the layer that was made last: fc, head.fc, classifier
+        head = list(network.state_dict())[-1].rpartition(".")[
+            0
+        ]  # the layer that was made last: fc, head.fc, classifier
         phases.insert(0, Phase(name="head", epochs=head_epochs, lr=s.head_lr, trainable=(f"{head}.",)))
     info = {
         "model": s.model, "weights": origin, "augment": s.augment, "size": s.size, "crop": crop,
-        "mean": MEAN, "std": STD, "batch_size": s.batch_size, "images": train.manifest.settings,
-        "display_names": train.manifest.display_names,
+        "mean": MEAN, "std": STD, "batch_size": s.batch_size, "images": train.manifest.settings
     }  # fmt: skip
     return trainer, trainer.fit(network, train_loader, valid_loader, phases=tuple(phases), info=info), origin
 

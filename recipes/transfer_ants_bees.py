@@ -74,7 +74,7 @@ def main(s: Settings) -> None:
     )
     info = {
         "model": s.model, "weights": origin, "size": s.size, "crop": s.crop, "mean": MEAN, "std": STD,
-        "batch_size": s.batch_size, "images": train.manifest.settings, "display_names": train.manifest.display_names,
+        "batch_size": s.batch_size, "images": train.manifest.settings
     }  # fmt: skip
     trainer.fit(network, train_loader, valid_loader, phases=(phase,), info=info)
 

@@ -74,8 +74,7 @@ def main(s: Settings) -> None:
     valid_loader = fastload.Loader(valid, s.batch_size, augment=plain, shuffle=False)
     info = {
         "model": s.model, "options": options, "weights": origin, "size": s.size, "crop": s.size, "mean": train.mean,
-        "std": train.std, "batch_size": s.batch_size, "images": train.manifest.settings,
-        "display_names": train.manifest.display_names,
+        "std": train.std, "batch_size": s.batch_size, "images": train.manifest.settings
     }  # fmt: skip
     trainer.fit(network, train_loader, valid_loader, info=info)
 
