@@ -190,7 +190,7 @@ def test_the_cpus_way_equals_the_reference_within_rounding(name: str, channels: 
         for memory_format in (torch.channels_last, torch.contiguous_format):
             augment = Augment([*CPU_PIPELINES[name], *normalize], memory_format=memory_format)
             made = augment.plan_of(5, 33, 47, channels)
-            assert cpu.suits(images, made)
+            assert cpu.suits(images, made, augment.dtype)
             assert cpu.whole_windows(made, 5)
             got = augment(images)
             assert got.is_contiguous(memory_format=memory_format)

@@ -166,9 +166,9 @@ class Augment:
         drawn = self._drawn(last, x, host_ids, keys, view)  # type: ignore[arg-type]
         self._check_channels(drawn.plan.channels)
         options = (self._spec.values, self.dtype, self.memory_format)
+        if not exact and cpu.suits(x, drawn.plan, self.dtype) and cpu.whole_windows(drawn.plan, len(x)):
+            return cpu.run(x, drawn.plan, *options), drawn.plan.mixing
         out = reference.copied(x, drawn.plan, *options)
-        if out is None and not exact and cpu.suits(x, drawn.plan) and cpu.whole_windows(drawn.plan, len(x)):
-            out = cpu.run(x, drawn.plan, *options)
         if out is None:
             out = reference.finish(reference.run(x, drawn), *options)
         return out, drawn.plan.mixing

@@ -2,31 +2,37 @@
 
 The resampling is torch's own for uint8 (what torchvision does with uint8 images), which rounds to whole grey
 levels: within 1.1 levels of `reference.py` before colour, 0.3 on average. What a warp moves is not rounded.
+compiled.py gives the same bytes for a batch at a time, once it is compiled, beside the first batches.
 
 Shape letters: N batch, H W stored pixels, S T output, C channels.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from fastload.augment.arithmetic import Array
-from fastload.augment.maps import IDENTITY, Geometry
+from fastload.augment.maps import IDENTITY, AxisMap, Geometry
 from fastload.augment.plan import Code, Pass, Plan, transfer
 from fastload.augment.pointwise import OPERATIONS, blur
-from fastload.augment.sampling import copy_by_slices, warped
+from fastload.augment.sampling import copy_by_slices, slices, warped
 from fastload.augment.spec import Values
+from fastload.recycling import Blocks
+
+DIRECT = (torch.float32, torch.uint8)  # what the compiled function writes
 
 
-def suits(images_NHWC: torch.Tensor, plan: Plan) -> bool:
+def suits(images_NHWC: torch.Tensor, plan: Plan, dtype: torch.dtype) -> bool:
     """Whether this way is for the plan: one pass that resamples along the axes, or only copies, then colours."""
     node = plan.nodes[0]
     if images_NHWC.device.type != "cpu" or images_NHWC.dtype != torch.uint8 or len(plan.nodes) > 1:
@@ -37,7 +43,10 @@ def suits(images_NHWC: torch.Tensor, plan: Plan) -> bool:
     if g.fold or (g.resized and g.padded):
         return False
     whole = all(f == int(f) and 0 <= f <= 255 for f in g.fill)
-    return (not g.copies or bool(node.steps)) and whole and not any(Code.ERASE in s.kinds for s in node.steps)
+    if not whole or any(Code.ERASE in s.kinds for s in node.steps):
+        return False
+    # Bare copies are as fast in `reference.copied` until the compiled ones are there.
+    return not g.copies or bool(node.steps) or (dtype in DIRECT and compiled() is not None)
 
 
 def run(
@@ -55,9 +64,19 @@ def run(
     out = empty((num_images, channels, height, width), dtype, channels_last=last)
     codes = [_listed(s.code, num_images) for s in node.steps]
     numbers = [_listed(s.values[0] if s.values else 0.0, num_images) for s in node.steps]
-    stored = _crops(images_NHWC, node) if node.geometry.resized else _copies(images_NHWC, node)
     warps = _warped(node, num_images)
     scale, offset = (torch.tensor(v).expand(channels) for v in (values.scale, values.offset))
+    make = compiled()
+    if make is None:
+        stored = _crops(images_NHWC, node) if node.geometry.resized else _copies(images_NHWC, node)
+    else:
+        work = _Compiled(make, images_NHWC, node.geometry, np.array(warps), scale.repeat(width), offset.repeat(width))
+        if dtype in DIRECT and (last or dtype != torch.uint8) and not any(warps) and not any(map(any, codes)):
+            work.run(out, planar=not last)
+            return out
+        crops_NSTC = empty((num_images, channels, height, width), torch.uint8, channels_last=True)
+        work.run(crops_NSTC, planar=False)
+        stored = crops_NSTC.permute(0, 2, 3, 1).__getitem__
     planes, offsets = (255 * scale)[:, None, None], offset[:, None, None]
     if last:
         # One long row per pixel row: broadcasting over a last axis of 3 runs at a quarter of the speed.
@@ -90,15 +109,76 @@ def run(
 
 
 def empty(shape: tuple[int, int, int, int], dtype: torch.dtype, *, channels_last: bool) -> torch.Tensor:
-    """Return memory for a batch [N, C, S, T].
-
-    From NumPy, which asks the system for large pages: torch's own takes five times as long to touch first.
-    """
+    """Return memory for a batch [N, C, S, T]: of an earlier one that nobody holds any more, where there is one."""
     num_images, channels, height, width = shape
-    memory = torch.from_numpy(np.empty(num_images * channels * height * width * dtype.itemsize, np.uint8)).view(dtype)
     if channels_last:
-        return memory.view(num_images, height, width, channels).permute(0, 3, 1, 2)
-    return memory.view(shape)
+        return _blocks.empty((num_images, height, width, channels), dtype).permute(0, 3, 1, 2)
+    return _blocks.empty(shape, dtype)
+
+
+_blocks = Blocks()
+
+
+class _Compiled:
+    """One batch for compiled.py."""
+
+    def __init__(
+        self, make: Callable[..., None], images_NHWC: torch.Tensor, g: Geometry, left_out_N: Any,
+        scale: torch.Tensor, offset: torch.Tensor,
+    ) -> None:  # fmt: skip
+        num_images, height, width, channels = images_NHWC.shape
+        if g.resized:
+            axes = [_windows(a, num_images) for a in (g.y, g.x)]
+        else:
+            axes = [_spans(a, stored, num_images) for a, stored in ((g.y, height), (g.x, width))]
+        fill = np.broadcast_to(np.array(g.fill, np.uint8), channels).copy()
+        self._make, self._num_images = make, num_images
+        self._before = (images_NHWC.contiguous().numpy(), *axes, g.resized, left_out_N, fill,
+                        scale.numpy(), offset.numpy())  # fmt: skip
+        self._size = np.array((g.y.size, g.x.size))
+
+    def run(self, out: torch.Tensor, *, planar: bool) -> None:
+        """Fill `out`, [N, C, S, T] of float32, or of uint8 with channels last."""
+        flat, nothing = out.permute(0, 2, 3, 1) if not planar else out, np.empty(0, np.uint8)
+        array = flat.reshape(-1).numpy()
+        both = (array, nothing.view(np.float32)) if out.dtype == torch.uint8 else (nothing, array)
+        # Each thread takes two ranges: who is done early takes one more.
+        num_ranges = min(self._num_images, 1 if torch.get_num_threads() == 1 else 2 * torch.get_num_threads())
+        ends = [k * self._num_images // max(1, num_ranges) for k in range(num_ranges + 1)]
+        _spread(lambda k: self._make(*self._before, planar, self._size, *both, ends[k], ends[k + 1]), num_ranges)
+
+
+def compiled() -> Callable[..., None] | None:
+    """Return compiled.py's function; None until it is compiled in a thread of its own, or where Numba is missing."""
+    if next(_asked) < WORTH_BATCHES:
+        return None
+    future = _build(os.getpid())
+    return future.result() if future.done() else None
+
+
+# Numba takes a second or two of a core to load: nothing for a program that wants a few batches.
+WORTH_BATCHES = 16
+_asked = itertools.count()
+
+
+@lru_cache(maxsize=1)
+def _build(process: int) -> Future[Callable[..., None] | None]:
+    """Begin to compile, once in a process: a forked one has no thread that would end its parent's."""
+    future: Future[Callable[..., None] | None] = Future()
+
+    def build() -> None:
+        try:
+            from fastload.augment import compiled as module  # takes a second, and Numba
+
+            future.set_result(module.build())
+        except ImportError:
+            future.set_result(None)
+        except BaseException as e:
+            future.set_exception(e)
+
+    # Not a daemon: the interpreter must not go while it compiles.
+    threading.Thread(target=build, name="fastload-compile").start()
+    return future
 
 
 def _write(out_CST: torch.Tensor, x_STC: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor, last: bool) -> None:
@@ -170,12 +250,10 @@ def _crops(images_NHWC: torch.Tensor, node: Pass) -> Callable[[int], torch.Tenso
     the resize is done from the window's own pixels, and the crop taken out of what it gives.
     """
     g, num_images = node.geometry, len(images_NHWC)
-    axes = [_windows(a, num_images) for a in (g.y, g.x)]
+    axes = [_windows(a, num_images).tolist() for a in (g.y, g.x)]
 
     def crop(i: int) -> torch.Tensor:
-        (top, bottom, all_rows, row, up), (left, right, all_columns, column, mirrored) = (
-            tuple(v[i] for v in axis) for axis in axes
-        )
+        (top, bottom, all_rows, row, up), (left, right, all_columns, column, mirrored) = (axis[i] for axis in axes)
         window = images_NHWC[i, top:bottom, left:right].permute(2, 0, 1)[None]
         made = _scratch(all_rows, all_columns, images_NHWC.shape[3])
         # Into memory with channels last: else torch takes twice as long, to bring it into another order.
@@ -199,17 +277,25 @@ def _scratch(height: int, width: int, channels: int) -> torch.Tensor:
 _own = threading.local()
 
 
-def _windows(axis: Any, num_images: int) -> list[list[Any]]:
+def _windows(axis: AxisMap, num_images: int) -> npt.NDArray[np.int64]:
     """Return for each image: stored pixels first and end, pixels they are resized to, first of these, mirrored."""
-    start, step, low, high = (
-        np.broadcast_to(np.asarray(a, np.float64), num_images) for a in (axis.start, axis.step, axis.low, axis.high)
-    )
-    every = np.rint((high - low) / np.abs(step)).astype(int)
-    first = np.where(step > 0, start - low, start + axis.size * step - low)
-    return [
-        np.rint(low).astype(int).tolist(), np.rint(high).astype(int).tolist(), every.tolist(),
-        np.rint(first / np.abs(step)).astype(int).tolist(), (step < 0).tolist(),
-    ]  # fmt: skip
+    return np.rint(_exact_windows(axis, num_images)).astype(np.int64)
+
+
+def _exact_windows(axis: AxisMap, num_images: int) -> npt.NDArray[np.float64]:
+    """Return `_windows` before they are rounded, [N, 5]."""
+    made = np.empty((num_images, 5))
+    made[:, 0], made[:, 1], made[:, 4] = axis.low, axis.high, np.less(axis.step, 0)
+    step = np.abs(axis.step)
+    made[:, 2] = (axis.high - axis.low) / step
+    made[:, 3] = (np.where(made[:, 4] > 0, axis.start + axis.size * axis.step, axis.start) - axis.low) / step
+    return made
+
+
+def _spans(axis: AxisMap, num_stored: int, num_images: int) -> npt.NDArray[np.int64]:
+    """Return for each image: stored pixels first and their number, output pixels of padding before, -, mirrored."""
+    spans = slices(axis, num_stored, num_images)
+    return np.array([(low, high - low, before, 0, flip) for low, high, before, _, flip in spans], np.int64)
 
 
 def whole_windows(plan: Plan, num_images: int) -> bool:
@@ -220,14 +306,10 @@ def whole_windows(plan: Plan, num_images: int) -> bool:
     if node.geometry.matrix is not None and (node.geometry.y.size, node.geometry.x.size) != node.geometry.out:
         return False
     for axis in (node.geometry.y, node.geometry.x):
-        start, step, low, high = (
-            np.broadcast_to(np.asarray(a, np.float64), num_images) for a in (axis.start, axis.step, axis.low, axis.high)
-        )
-        first = np.where(step > 0, start - low, start + axis.size * step - low) / np.abs(step)
-        every = (high - low) / np.abs(step)
-        for numbers in (low, high, first, every):
-            if np.abs(numbers - np.rint(numbers)).max(initial=0) > 1e-6:
-                return False
+        exact = _exact_windows(axis, num_images)
+        if np.abs(exact - np.rint(exact)).max(initial=0) > 1e-6:
+            return False
+        every, first = exact[:, 2], exact[:, 3]
         if first.min(initial=0) < -1e-6 or (first + axis.size - every).max(initial=0) > 1e-6:
             return False
     return True

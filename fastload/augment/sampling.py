@@ -202,7 +202,7 @@ def copy_by_slices(images_NHWC: torch.Tensor, geometry: Geometry) -> torch.Tenso
     num_images, height, width, num_channels = images_NHWC.shape
     rows, columns = geometry.out
     out_NSTC = torch.empty((num_images, rows, columns, num_channels), dtype=images_NHWC.dtype)
-    each_y, each_x = _slices(geometry.y, height, num_images), _slices(geometry.x, width, num_images)
+    each_y, each_x = slices(geometry.y, height, num_images), slices(geometry.x, width, num_images)
     padded = any(before + after for side in (each_y, each_x) for _, _, before, after, _ in side)
     if padded:
         out_NSTC.copy_(fill_C(geometry.fill, images_NHWC).to(out_NSTC.dtype).expand_as(out_NSTC))
@@ -217,7 +217,7 @@ def copy_by_slices(images_NHWC: torch.Tensor, geometry: Geometry) -> torch.Tenso
     return out_NSTC
 
 
-def _slices(axis: AxisMap, num_stored: int, num_images: int) -> list[tuple[int, int, int, int, bool]]:
+def slices(axis: AxisMap, num_stored: int, num_images: int) -> list[tuple[int, int, int, int, bool]]:
     """Return for each image: stored pixels first and end, output pixels of padding before and after, mirrored."""
     start, step, low, high = (
         np.broadcast_to(np.asarray(a, np.float64), num_images) for a in (axis.start, axis.step, axis.low, axis.high)

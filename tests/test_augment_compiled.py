@@ -1,0 +1,120 @@
+"""The compiled way of the CPU must give the bytes of torch's calls: a run may go from one to the other."""
+
+import itertools
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from augment_help import batch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.transforms import v2
+
+from fastload import Augment
+from fastload.augment import cpu
+
+FLOATS = [v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])]
+
+
+@pytest.fixture(scope="module")
+def monkeypatch_module() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled(monkeypatch_module: pytest.MonkeyPatch) -> None:
+    monkeypatch_module.setattr(cpu, "WORTH_BATCHES", 0)
+    assert cpu._build(os.getpid()).result(timeout=120) is not None
+
+
+def both_ways(augment: Augment, images: torch.Tensor, epoch: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    compiled = augment(images, epoch=epoch)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "compiled", lambda: None)
+        return compiled, augment(images, epoch=epoch)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 70), st.integers(1, 70)), out=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    low=st.floats(0.02, 1), channels=st.sampled_from([1, 3]), epoch=st.integers(0, 9), last=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.uint8, torch.bfloat16]),
+)  # fmt: skip
+def test_resized_crops_are_torchs_bytes(
+    size: tuple[int, int], out: tuple[int, int], low: float, channels: int, epoch: int, last: bool, dtype: torch.dtype
+) -> None:
+    crop = [v2.RandomResizedCrop(out, scale=(low, 1.0)), v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()]
+    floats = [FLOATS[0], v2.Normalize([0.4] * channels, [0.2] * channels)]
+    augment = Augment(
+        crop + (floats if dtype.is_floating_point else []), dtype=dtype,
+        memory_format=torch.channels_last if last else torch.contiguous_format,
+    )  # fmt: skip
+    compiled, plain = both_ways(augment, batch(5, *size, channels), epoch)
+    assert channels == 1 or compiled.stride() == plain.stride()
+    assert torch.equal(compiled, plain)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    size=st.tuples(st.integers(4, 40), st.integers(4, 40)), pad=st.integers(0, 7), channels=st.sampled_from([1, 3]),
+    fill=st.integers(0, 255), last=st.booleans(), dtype=st.sampled_from([torch.float32, torch.uint8]),
+)  # fmt: skip
+def test_padded_crops_are_torchs_bytes(
+    size: tuple[int, int], pad: int, channels: int, fill: int, last: bool, dtype: torch.dtype
+) -> None:
+    crop = [v2.RandomCrop(size, padding=pad, fill=fill), v2.RandomHorizontalFlip()]
+    augment = Augment(crop, dtype=dtype, memory_format=torch.channels_last if last else torch.contiguous_format)
+    for images in (batch(5, *size, channels), batch(5, size[0] + 3, size[1] + 1, channels)):
+        compiled, plain = both_ways(augment, images)
+        assert channels == 1 or compiled.stride() == plain.stride()
+        assert torch.equal(compiled, plain)
+
+
+@pytest.mark.parametrize(
+    "pipeline",
+    [
+        [v2.Resize(37), v2.CenterCrop(31)],
+        [v2.Resize((19, 83)), v2.RandomCrop(17), v2.RandomVerticalFlip()],
+        [v2.RandomResizedCrop(24), v2.ColorJitter(0.4, 0.4, 0.4, 0.1)],
+        [v2.RandomResizedCrop(24), v2.RandomApply([v2.RandomRotation(30)], p=0.5), v2.RandomGrayscale(0.3)],
+        [v2.RandomCrop(24, padding=3), v2.TrivialAugmentWide()],
+    ],
+)
+def test_chains_with_colours_and_warps_are_torchs_bytes(pipeline: list[object]) -> None:
+    compiled, plain = both_ways(Augment([*pipeline, *FLOATS]), batch(7, 45, 61, 3))
+    assert torch.equal(compiled, plain)
+
+
+def test_a_shrink_by_far_and_images_that_do_not_lie_in_a_row() -> None:
+    images = batch(3, 301, 402, 3)
+    for given_images in (images, images[:, ::2, 1:], images[::2]):
+        compiled, plain = both_ways(Augment([v2.Resize((9, 11)), *FLOATS]), given_images)
+        assert torch.equal(compiled, plain)
+
+
+def test_without_numba_torch_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    augment, images = Augment([v2.RandomResizedCrop(24), *FLOATS]), batch(4, 33, 47, 3)
+    expected = augment(images)
+    monkeypatch.setitem(__import__("sys").modules, "numba", None)
+    monkeypatch.delitem(__import__("sys").modules, "fastload.augment.compiled", raising=False)
+    monkeypatch.delattr("fastload.augment.compiled", raising=False)
+    future = cpu._build.__wrapped__(os.getpid())
+    assert future.result(timeout=60) is None
+    monkeypatch.setattr(cpu, "_build", lambda process: future)
+    assert torch.equal(augment(images), expected)
+
+
+def test_batches_stay_the_callers_own() -> None:
+    augment, images = Augment([v2.RandomResizedCrop(24), *FLOATS]), batch(4, 33, 47, 3)
+    kept = [augment(images, epoch=e) for e in range(6)]
+    again = [augment(images, epoch=e) for e in range(6)]
+    assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
+    assert len({x.data_ptr() for x in kept + again}) == 12
+
+
+def test_a_few_batches_do_not_wait_for_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "WORTH_BATCHES", 3)
+    monkeypatch.setattr(cpu, "_asked", itertools.count())
+    assert [cpu.compiled() is None for _ in range(5)] == [True, True, True, False, False]
