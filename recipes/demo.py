@@ -29,8 +29,8 @@ def main() -> None:
         step("fastload", "convert", FOLDER, DATASET, "--size", SIZE * 8 // 7)
     before = set(DEMO.glob("run*/result.json"))
     step("accelerate", "launch", "--config_file", "launch/cpu.yaml" if no_gpu() else "launch/one_gpu.yaml",
-         "recipes/resnet_flowers.py", DATASET, "--size", SIZE, "--batch-size", 32, "--epochs", 3,
-         "--output", RUN)  # fmt: skip
+         "recipes/resnet_flowers.py", DATASET, "--config", "recipes/flowers_scratch.yaml", "--batch-size", 32,
+         "--epochs", 3, "--output", RUN)  # fmt: skip
     step("bench", "gpu-util", FOLDER, "--model", "resnet18", "--size", SIZE, "--batch-size", 32, "--steps", 21,
          "--json", REPORT)  # fmt: skip
     result_file = (set(DEMO.glob("run*/result.json")) - before).pop()

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 import tyro
-from fastload.config import Precision
 from predict import open_checkpoint, view
 
 import fastload
 from fastload import settings
+from fastload.config import Precision
 from fastload.errors import ConfigError, printable
 from fastload.profiling.report import command, environment, write_json
 from fastload.records import UNLABELLED
@@ -33,7 +33,7 @@ class Settings:
     votes: tuple[float, ...] = ()
     """How much each counts; else all the same."""
     split: str = "valid"
-    """Whose images they vote on; votes that were chosen on a split are flattered by it, so judge them on another one."""
+    """Whose images they vote on; weights chosen by a split's accuracy are flattered by it: judge them on another."""
     tta: bool = False
     """Each sees the mirrored images, too."""
     batch_size: int = 64
@@ -51,7 +51,7 @@ def main(s: Settings) -> None:
     votes = s.votes or (1.0,) * len(s.checkpoints)
     if len(votes) != len(s.checkpoints) or min(votes, default=0) < 0 or not sum(votes):
         raise ConfigError(
-            f"--votes: {len(votes)} for {len(s.checkpoints)} checkpoints; one number from 0 on is needed for each, not all 0."
+            f"--votes: {len(votes)} for {len(s.checkpoints)} checkpoints; give each a number from 0 on, not all 0."
         )
     config = fastload.TrainConfig(
         tta=s.tta, mixed_precision=s.mixed_precision, device=s.device, output=s.result.parent, log_with=None

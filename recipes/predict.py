@@ -20,6 +20,7 @@ from typing import Any
 
 import cnn_food11
 import numpy as np
+import numpy.typing as npt
 import torch
 import torchvision.transforms.v2 as T
 import tyro
@@ -30,11 +31,12 @@ from fastload.checkpoint import load_matching
 from fastload.decode import decode
 from fastload.devices import parse_device
 from fastload.errors import CheckpointError, ConfigError, DecodeError, printable
-from fastload.files import write_text, write_whole
+from fastload.files import write_whole
 from fastload.sheet import contact_sheet
 from fastload.sources.scan import walk
 
 MOST_SHOWN = 24  # images on the contact sheet
+NEEDED = ("model", "classes", "display_names", "size", "crop", "mean", "std", "images")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,62 +64,52 @@ def main(s: Settings) -> None:
     network, about = open_checkpoint(s.checkpoint)
     device, names = parse_device(s.device), [printable(name) for name in about["display_names"]]
     network, augment = network.to(device).eval(), view(about)
-    files, pixels, shares = [], [], []
-    for batch in readable(s, about["images"]):
-        files += [printable(file) for file, _ in batch]
-        pixels += [p for _, p in batch]
+    seen: list[tuple[str, list[tuple[str, float]]]] = []  # file, and (name, probability) of its likeliest classes
+    unsure: list[tuple[float, str, npt.NDArray[np.uint8]]] = []
+    for files, images_NHWC in batches(s, about["images"]):
         with torch.inference_mode():
-            images_NHWC = torch.from_numpy(np.stack(pixels[-len(batch) :])).to(device)
-            shares.append(network(augment(images_NHWC)).softmax(1).cpu())
-    if not files:
+            top = network(augment(images_NHWC.to(device))).float().softmax(1).topk(min(s.top, len(names)))
+        for file, image, classes, shares in zip(
+            files, images_NHWC, top.indices.tolist(), top.values.tolist(), strict=True
+        ):
+            told = [(names[c], share) for c, share in zip(classes, shares, strict=True)]
+            seen.append((file, told))
+            unsure.append((told[0][1], f"{told[0][0]} {told[0][1]:.0%}", image.numpy()))
+        unsure = sorted(unsure, key=lambda one: one[0])[:MOST_SHOWN]
+    if not seen:
         raise ConfigError(f"{printable(s.images)}: no image there that can be read; pass one, or a folder of them.")
-    best = torch.cat(shares).topk(min(s.top, len(names)))
-    rows = [
-        [(names[c], p) for c, p in zip(classes, ps, strict=True)]
-        for classes, ps in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    ]
-    write(s, files, pixels, rows)
-    if len(files) == 1:
-        print("\n".join(f"{p:7.2%}  {name}" for name, p in rows[0]))
+    if len(seen) == 1:
+        print("\n".join(f"{share:7.2%}  {name}" for name, share in seen[0][1]))
     else:
-        counts = Counter(row[0][0] for row in rows)
-        print(f"{len(files):,} images: " + ", ".join(f"{n:,} {name}" for name, n in counts.most_common()))
+        counts = Counter(told[0][0] for _, told in seen)
+        print(f"{len(seen):,} images: " + ", ".join(f"{n:,} {name}" for name, n in counts.most_common()))
+
+    text, drawn = io.StringIO(), io.BytesIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["file", *(f"{what}{k + 1}" for k in range(len(seen[0][1])) for what in ("class", "probability"))])
+    table.writerows([file, *(x for name, share in told for x in (name, f"{share:.4f}"))] for file, told in seen)
+    sheet = contact_sheet([image for *_, image in unsure], [told for _, told, _ in unsure], columns=6, cell=160)
+    sheet.save(drawn, "png")
+    for file, data in ((s.table, text.getvalue().encode()), (s.sheet, drawn.getvalue())):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, [data])
     print(f"wrote {s.table} and {s.sheet}")
 
 
-def write(s: Settings, files: list[str], pixels: list[Any], rows: list[list[tuple[str, float]]]) -> None:
-    """Write the table, and the sheet of the images with the lowest first probability."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["file", *(f"{what}{k + 1}" for k in range(len(rows[0])) for what in ("class", "probability"))])
-    table.writerows(
-        [file, *(x for name, p in row for x in (name, f"{p:.4f}"))] for file, row in zip(files, rows, strict=True)
-    )
-    unsure = sorted(range(len(rows)), key=lambda i: rows[i][0][1])[:MOST_SHOWN]
-    drawn = io.BytesIO()
-    contact_sheet(
-        [pixels[i] for i in unsure], [f"{rows[i][0][0]} {rows[i][0][1]:.0%}" for i in unsure], columns=6, cell=160
-    ).save(drawn, "png")
-    for file in (s.table, s.sheet):
-        file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(s.table, text.getvalue())
-    write_whole(s.sheet, [drawn.getvalue()])
-
-
-def readable(s: Settings, stored: dict[str, Any]) -> Iterator[list[tuple[str, Any]]]:
-    """Yield batches of (file, uint8 [side, side, 3]); an image that cannot be read is told and left out."""
+def batches(s: Settings, stored: dict[str, Any]) -> Iterator[tuple[list[str], torch.Tensor]]:
+    """Yield (files, uint8 [N, side, side, 3]); an image that cannot be read is told and left out."""
     root, files = s.images.parent, [s.images.name]
     if s.images.is_dir():
         root, files = s.images, sorted(name for name, is_image in walk(s.images) if is_image)
     for first in range(0, len(files), s.batch_size):
-        batch = []
+        read = {}
         for file in files[first : first + s.batch_size]:
             try:
-                batch.append((file, decode((root / file).read_bytes(), file, size=stored["size"], fit=stored["fit"])))
+                read[printable(file)] = decode((root / file).read_bytes(), file, size=stored["size"], fit=stored["fit"])
             except (DecodeError, OSError) as e:
                 print(f"left out: {printable(e)}", file=sys.stderr)
-        if batch:
-            yield batch
+        if read:
+            yield list(read), torch.from_numpy(np.stack(list(read.values())))
 
 
 def open_checkpoint(file: Path) -> tuple[torch.nn.Module, dict[str, Any]]:
@@ -125,7 +117,10 @@ def open_checkpoint(file: Path) -> tuple[torch.nn.Module, dict[str, Any]]:
     beside = file.with_suffix(".json")
     try:
         about = json.loads(beside.read_text(encoding="utf-8"))
-        options = about.get("options", {})
+        if missing := [name for name in NEEDED if name not in about]:
+            raise KeyError(*missing)
+        # No other options: this file may be anybody's, and some of timm's open files or fetch them.
+        options = {name: about["options"][name] for name in ("img_size", "patch_size", "depth") if "options" in about}
         network, _ = cnn_food11.make(about["model"], len(about["classes"]), about["size"], "none", **options)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise CheckpointError(

@@ -12,18 +12,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torchvision.transforms.v2 as T
 import tyro
-from fastload.config import Optimizer, Schedule
-from fastload.weights import build
 
 import fastload
 from fastload import settings
+from fastload.config import Optimizer, Schedule
 from fastload.placement import Kind
-from fastload.train import Phase, TrainResult
+from fastload.results import TrainResult
+from fastload.train import Phase
+from fastload.weights import build
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as pretrained weights expect
 # The notes' table, for ResNet-18 on 102 flowers: (size, epochs of each phase) -> accuracy and time of head and all.
@@ -115,18 +116,18 @@ def train(s: Settings) -> tuple[fastload.Trainer, TrainResult, str]:
     return trainer, trainer.fit(network, train_loader, valid_loader, phases=tuple(phases), info=info), origin
 
 
-def transforms(name: str, size: int, crop: int) -> tuple[fastload.Augment, fastload.Augment]:
-    """Return (for training, for validation)."""
+def transforms(name: str, size: int, crop: int) -> list[fastload.Augment]:
+    """Return [for training, for validation]."""
     resize, flip = T.Resize((size, size)), T.RandomHorizontalFlip()
     ways = {
         "none": [resize, T.CenterCrop(crop)],
         "flip": [resize, T.RandomCrop(crop, padding=crop // 8), flip],
-        "strong": [T.RandomResizedCrop(crop, scale=(0.35, 1)), flip, T.TrivialAugmentWide()],
+        "strong": [T.RandomResizedCrop(crop, scale=(0.35, 1)), flip, T.ColorJitter(0.3, 0.3, 0.3, 0.05)],
         "notes": [resize, T.RandomRotation(45), T.CenterCrop(crop), flip, T.RandomVerticalFlip(),
                   T.ColorJitter(0.2, 0.1, 0.1, 0.1), T.RandomGrayscale(0.025)],
     }  # fmt: skip
     end = [T.ToImage(), T.ToDtype(torch.float32, scale=True), T.Normalize(MEAN, STD)]
-    return tuple(fastload.Augment(T.Compose([*way, *end])) for way in (ways[name], ways["none"]))
+    return [fastload.Augment(T.Compose([*way, *end])) for way in (ways[name], ways["none"])]
 
 
 if __name__ == "__main__":

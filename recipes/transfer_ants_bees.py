@@ -1,6 +1,6 @@
-"""Ants or bees, from 244 photographs: a network that has seen other things before, fine-tuned or with a new head alone.
+"""Ants or bees, from 245 photographs: a network that has seen other things before, fine-tuned or with a new head alone.
 
-fastload convert hymenoptera --size 256 --on-bad skip       # {train,val}/{ants,bees}/; one file is no photograph
+fastload convert hymenoptera --size 256         # {train,val}/{ants,bees}/
 python recipes/transfer_ants_bees.py hymenoptera.fastload
 python recipes/transfer_ants_bees.py hymenoptera.fastload --model vgg16.tv_in1k --frozen
 python recipes/transfer_ants_bees.py hymenoptera.fastload --weights runs/resnet_flowers/best.safetensors
@@ -19,12 +19,12 @@ from pathlib import Path
 import torch
 import torchvision.transforms.v2 as T
 import tyro
-from fastload.config import Optimizer, Schedule
-from fastload.weights import build
 
 import fastload
 from fastload import settings
+from fastload.config import Optimizer, Schedule
 from fastload.train import Phase
+from fastload.weights import build
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as pretrained weights expect
 

@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 import torchvision.transforms.v2 as T
 import tyro
-from fastload.weights import build
 
 import fastload
 from fastload import settings
 from fastload.augment import MixUp, RandomErasing
+from fastload.weights import build
 
 
 @dataclass(frozen=True, kw_only=True)

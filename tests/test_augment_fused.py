@@ -178,6 +178,10 @@ CPU_PIPELINES = {
     "stencils": [v2.RandomResizedCrop(24), v2.GaussianBlur(3), v2.RandomAdjustSharpness(2)],
     "trivial": [v2.RandomResizedCrop(24), v2.RandomHorizontalFlip(), v2.TrivialAugmentWide()],
     "warp": [v2.RandomPerspective(), v2.RandomInvert()],
+    "warp and crop": [v2.RandomRotation(45), v2.CenterCrop(20), v2.RandomHorizontalFlip()],
+    "resize, warp and crop": [v2.Resize((30, 37)), v2.RandomRotation(45), v2.CenterCrop(20)],
+    # A draw may leave the warp at the identity and the crop at the corner.
+    "warp of some and crop": [v2.RandomApply([v2.RandomRotation(45)], p=0.2), v2.RandomCrop((32, 46))],
 }
 
 

@@ -67,7 +67,9 @@ def run(
     warps = _warped(node, num_images)
     scale, offset = (torch.tensor(v).expand(channels) for v in (values.scale, values.offset))
     make = compiled()
-    if make is None:
+    if all(warps):
+        stored: Callable[[int], torch.Tensor] = images_NHWC.__getitem__  # every image goes through its warp instead
+    elif make is None:
         stored = _crops(images_NHWC, node) if node.geometry.resized else _copies(images_NHWC, node)
     else:
         work = _Compiled(make, images_NHWC, node.geometry, np.array(warps), scale.repeat(width), offset.repeat(width))
@@ -201,6 +203,8 @@ def _warped(node: Pass, num_images: int) -> list[bool]:
     """Return which images a warp moves."""
     if node.geometry.matrix is None:
         return [False] * num_images
+    if (node.geometry.y.size, node.geometry.x.size) != node.geometry.out:
+        return [True] * num_images  # a crop or a resize stands behind the warp: the axis maps alone give another size
     moved = np.zeros(num_images, bool)
     for there, same in zip(node.geometry.matrix, IDENTITY, strict=True):
         moved |= np.broadcast_to(there != same, num_images)
@@ -304,7 +308,7 @@ def whole_windows(plan: Plan, num_images: int) -> bool:
     if not isinstance(node, Pass) or not node.geometry.resized:
         return True
     if node.geometry.matrix is not None and (node.geometry.y.size, node.geometry.x.size) != node.geometry.out:
-        return False
+        return True  # all images go through the warp, which reads windows of any kind
     for axis in (node.geometry.y, node.geometry.x):
         exact = _exact_windows(axis, num_images)
         if np.abs(exact - np.rint(exact)).max(initial=0) > 1e-6:
