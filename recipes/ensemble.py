@@ -47,7 +47,9 @@ class Settings:
 
 
 def main(s: Settings) -> None:
-    """Print the accuracy of each, and of all together."""
+    """Let checkpoints vote on a split of a dataset; print the accuracy of each, and of all together."""
+    if not s.checkpoints:
+        raise ConfigError("no checkpoint to ask; pass some behind the dataset: runs/cnn_food11/best.safetensors ...")
     votes = s.votes or (1.0,) * len(s.checkpoints)
     if len(votes) != len(s.checkpoints) or min(votes, default=0) < 0 or not sum(votes):
         raise ConfigError(

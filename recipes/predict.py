@@ -60,7 +60,7 @@ class Settings:
 
 
 def main(s: Settings) -> None:
-    """Print what is seen, and write the table and the sheet."""
+    """Print what a checkpoint sees in images, and write a table and a contact sheet of it."""
     network, about = open_checkpoint(s.checkpoint)
     device, names = parse_device(s.device), [printable(name) for name in about["display_names"]]
     network, augment = network.to(device).eval(), view(about)

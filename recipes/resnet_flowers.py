@@ -68,7 +68,7 @@ class Settings(fastload.TrainConfig):
 
 
 def main(s: Settings) -> None:
-    """Train once, or the notes' whole table."""
+    """Train a network on photographs in two phases; with --sweep, make the notes' whole table."""
     if not s.sweep:
         train(s)
         return
