@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torchvision.transforms import v2
 
 from fastload import Augment
-from fastload.augment import cpu
+from fastload.augment import batched, cpu
 
 FLOATS = [v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])]
 
@@ -25,8 +25,8 @@ def monkeypatch_module() -> Iterator[pytest.MonkeyPatch]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled(monkeypatch_module: pytest.MonkeyPatch) -> None:
-    monkeypatch_module.setattr(cpu, "WORTH_BATCHES", 0)
-    assert cpu._build(os.getpid()).result(timeout=120) is not None
+    monkeypatch_module.setattr(batched, "WORTH_BATCHES", 0)
+    assert batched._build(os.getpid()).result(timeout=120) is not None
 
 
 def both_ways(augment: Augment, images: torch.Tensor, epoch: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -87,6 +87,18 @@ def test_chains_with_colours_and_warps_are_torchs_bytes(pipeline: list[object]) 
     assert torch.equal(compiled, plain)
 
 
+def test_rows_are_taken_out_of_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    stored, rows = batch(9, 45, 61, 3), torch.tensor([7, 0, 7, 3])
+    for pipeline in ([v2.RandomResizedCrop(24)], [v2.CenterCrop(24)], [v2.RandomCrop(30), v2.ColorJitter(0.4)],
+                     [v2.RandomRotation(30)], [v2.RandomResizedCrop(24), v2.RandomErasing(1.0)]):  # fmt: skip
+        augment = Augment([*pipeline, *FLOATS])
+        expected = augment(stored[rows], ids=rows)
+        assert torch.equal(augment(stored, ids=rows, rows=rows), expected)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cpu, "compiled", lambda: None)
+            assert torch.equal(augment(stored, ids=rows, rows=rows), expected)
+
+
 def test_a_shrink_by_far_and_images_that_do_not_lie_in_a_row() -> None:
     images = batch(3, 301, 402, 3)
     for given_images in (images, images[:, ::2, 1:], images[::2]):
@@ -100,9 +112,9 @@ def test_without_numba_torch_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "numba", None)
     monkeypatch.delitem(__import__("sys").modules, "fastload.augment.compiled", raising=False)
     monkeypatch.delattr("fastload.augment.compiled", raising=False)
-    future = cpu._build.__wrapped__(os.getpid())
+    future = batched._build.__wrapped__(os.getpid())
     assert future.result(timeout=60) is None
-    monkeypatch.setattr(cpu, "_build", lambda process: future)
+    monkeypatch.setattr(batched, "_build", lambda process: future)
     assert torch.equal(augment(images), expected)
 
 
@@ -115,6 +127,6 @@ def test_batches_stay_the_callers_own() -> None:
 
 
 def test_a_few_batches_do_not_wait_for_numba(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "WORTH_BATCHES", 3)
-    monkeypatch.setattr(cpu, "_asked", itertools.count())
-    assert [cpu.compiled() is None for _ in range(5)] == [True, True, True, False, False]
+    monkeypatch.setattr(batched, "WORTH_BATCHES", 3)
+    monkeypatch.setattr(batched, "_asked", itertools.count())
+    assert [batched.compiled() is None for _ in range(5)] == [True, True, True, False, False]

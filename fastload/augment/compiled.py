@@ -172,17 +172,18 @@ def _write(line: Any, channels: Any, scale: Any, offset: Any, planar: Any, out: 
 
 
 SIGNATURE = (
-    "void(uint8[:,:,:,::1], int64[:,::1], int64[:,::1], boolean, boolean[::1], uint8[::1], float32[::1], float32[::1], "
-    "boolean, int64[::1], uint8[::1], float32[::1], int64, int64)"
+    "void(uint8[:,:,:,::1], int64[::1], int64[:,::1], int64[:,::1], boolean, boolean[::1], uint8[::1], float32[::1], "
+    "float32[::1], boolean, int64[::1], uint8[::1], float32[::1], int64, int64)"
 )
 
 
-def _make(images: Any, ys: Any, xs: Any, resized: Any, left_out: Any, fill: Any, scale: Any, offset: Any, planar: Any,
-          size: Any, stored: Any, scaled: Any, first: Any, stop: Any) -> None:  # fmt: skip
+def _make(images: Any, which: Any, ys: Any, xs: Any, resized: Any, left_out: Any, fill: Any, scale: Any, offset: Any,
+          planar: Any, size: Any, stored: Any, scaled: Any, first: Any, stop: Any) -> None:  # fmt: skip
     """Make images first .. stop - 1.
 
     Args:
-        images: uint8 [N, H, W, C], C 1 or 3.
+        images: uint8 [M, H, W, C], C 1 or 3.
+        which: int64 [N], the image of each row of the batch.
         ys, xs: int64 [N, 5], as above.
         resized: whether windows are resized, or copied.
         left_out: bool [N], images that are not wanted.
@@ -203,7 +204,7 @@ def _make(images: Any, ys: Any, xs: Any, resized: Any, left_out: Any, fill: Any,
     for n in range(first, stop):
         if left_out[n]:
             continue
-        image, y, x = images[n].reshape(-1), ys[n], xs[n]
+        image, y, x = images[which[n]].reshape(-1), ys[n], xs[n]
         if resized:
             lowest, weights, taps, bits = _weigh(y[HIGH] - y[LOW], y[EVERY])
             low = lowest[y[FIRST]]
