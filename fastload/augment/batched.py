@@ -5,11 +5,10 @@ Shape letters: M stored images, N batch, H W stored pixels, S T output, C channe
 
 from __future__ import annotations
 
-import itertools
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import numpy as np
@@ -17,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from fastload.augment.maps import AxisMap, Geometry
-from fastload.augment.sampling import slices
+from fastload.augment.sampling import spans
 from fastload.recycling import Blocks
 
 
@@ -49,12 +48,12 @@ class Batch:
         images_MHWC, rows: uint8, and int64 [N]: which of them; None takes all.
         g: windows that `whole_windows` admits, or copies.
         left_out: images that are not wanted, [N].
-        scale, offset: float32 [T * C], repeating every C.
+        scale, offset: by channel, from stored values to what is wanted.
     """
 
     def __init__(
         self, make: Callable[..., None], images_MHWC: torch.Tensor, rows: torch.Tensor | None, g: Geometry,
-        left_out: list[bool], scale: torch.Tensor, offset: torch.Tensor,
+        left_out: list[bool], scale: tuple[float, ...], offset: tuple[float, ...],
     ) -> None:  # fmt: skip
         num_stored, height, width, channels = images_MHWC.shape
         which = np.arange(num_stored) if rows is None else rows.numpy()
@@ -66,7 +65,7 @@ class Batch:
         fill = np.broadcast_to(np.array(g.fill, np.uint8), channels).copy()
         self._make, self._num_images = make, num_images
         self._before = (images_MHWC.contiguous().numpy(), which, *axes, g.resized, np.array(left_out), fill,
-                        scale.numpy(), offset.numpy())  # fmt: skip
+                        _repeated(scale, channels, g.x.size), _repeated(offset, channels, g.x.size))  # fmt: skip
         self._size = np.array((g.y.size, g.x.size))
 
     def run(self, out: torch.Tensor, *, planar: bool) -> None:
@@ -80,37 +79,10 @@ class Batch:
         spread(lambda k: self._make(*self._before, planar, self._size, *both, ends[k], ends[k + 1]), num_ranges)
 
 
-def compiled() -> Callable[..., None] | None:
-    """Return compiled.py's function; None until it is compiled in a thread of its own, or where Numba is missing."""
-    if next(_asked) < WORTH_BATCHES:
-        return None
-    future = _build(os.getpid())
-    return future.result() if future.done() else None
-
-
-# Numba takes a second or two of a core to load: nothing for a program that wants a few batches.
-WORTH_BATCHES = 16
-_asked = itertools.count()
-
-
-@lru_cache(maxsize=1)
-def _build(process: int) -> Future[Callable[..., None] | None]:
-    """Begin to compile, once in a process: a forked one has no thread that would end its parent's."""
-    future: Future[Callable[..., None] | None] = Future()
-
-    def build() -> None:
-        try:
-            from fastload.augment import compiled as module  # takes a second, and Numba
-
-            future.set_result(module.build())
-        except ImportError:
-            future.set_result(None)
-        except BaseException as e:
-            future.set_exception(e)
-
-    # Not a daemon: the interpreter must not go while it compiles.
-    threading.Thread(target=build, name="fastload-compile").start()
-    return future
+@lru_cache(maxsize=16)
+def _repeated(value: tuple[float, ...], channels: int, width: int) -> npt.NDArray[np.float32]:
+    """Return one number for each channel of each pixel of a row, float32 [T * C]."""
+    return np.tile(np.broadcast_to(np.array(value, np.float32), channels), width)
 
 
 def windows(axis: AxisMap, num_images: int) -> npt.NDArray[np.int64]:
@@ -130,8 +102,8 @@ def exact_windows(axis: AxisMap, num_images: int) -> npt.NDArray[np.float64]:
 
 def _spans(axis: AxisMap, num_stored: int, num_images: int) -> npt.NDArray[np.int64]:
     """Return for each image: stored pixels first and their number, output pixels of padding before, -, mirrored."""
-    spans = slices(axis, num_stored, num_images)
-    return np.array([(low, high - low, before, 0, flip) for low, high, before, _, flip in spans], np.int64)
+    low, high, before, _, flipped = spans(axis, num_stored, num_images)
+    return np.stack([low, high - low, before, np.zeros_like(low), flipped.astype(np.int64)], axis=1)
 
 
 def spread(work: Callable[[int], None], count: int) -> None:

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from fastload.augment.arithmetic import Array
-from fastload.augment.batched import Batch, compiled, empty, exact_windows, gathered, spread, windows
+from fastload.augment.batched import Batch, empty, exact_windows, gathered, spread, windows
+from fastload.augment.compiling import compiled
 from fastload.augment.maps import IDENTITY, Geometry
 from fastload.augment.plan import Code, Pass, Plan, Step, transfer
 from fastload.augment.pointwise import OPERATIONS, blur
@@ -65,13 +66,12 @@ def run(
     codes = [_listed(s.code, num_images) for s in node.steps]
     numbers = [_listed(s.values[0] if s.values else 0.0, num_images) for s in node.steps]
     warps = _warped(node, num_images)
-    scale, offset = (torch.tensor(v).expand(channels) for v in (values.scale, values.offset))
-    make = compiled()
-    if make is None:
+    fast = compiled()
+    if fast is None:
         images_MHWC, rows = gathered(images_MHWC, rows), None
         stored = _crops(images_MHWC, node) if node.geometry.resized else _copies(images_MHWC, node)
     else:
-        work = Batch(make, images_MHWC, rows, node.geometry, warps, scale.repeat(width), offset.repeat(width))
+        work = Batch(fast.make, images_MHWC, rows, node.geometry, warps, values.scale, values.offset)
         if dtype in DIRECT and (last or dtype != torch.uint8) and not any(warps) and not any(map(any, codes)):
             work.run(out, planar=not last)
             return out
@@ -79,6 +79,7 @@ def run(
         work.run(crops_NSTC, planar=False)
         stored = crops_NSTC.permute(0, 2, 3, 1).__getitem__
     which = range(num_images) if rows is None else rows.tolist()
+    scale, offset = (torch.tensor(v).expand(channels) for v in (values.scale, values.offset))
     finish = _Finish(scale, offset, width if last else None)
 
     def one(i: int) -> None:
