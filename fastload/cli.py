@@ -348,15 +348,20 @@ def show(
     out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("sheet.png"),
     split: Annotated[str, typer.Option(help="train, valid or test.")] = "train",
     augment: Annotated[
-        bool, typer.Option("--augment", help="As a training step would see them: random crop and mirror.")
-    ] = False,
+        str | None,
+        typer.Option(
+            metavar="TRANSFORMS",
+            show_default=False,
+            help='As a training step would see them, e.g. "RandomResizedCrop(96), ColorJitter(0.4, 0.4)".',
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Which nine samples, and which draws.")] = 0,
 ) -> None:
     """Draw a contact sheet: nine samples with their class names, as stored or as augmented."""
     import torch
-    from torchvision.transforms import v2
 
     from fastload.augment import Augment
+    from fastload.augment.written import read_written
     from fastload.formats import open_dataset
     from fastload.sheet import contact_sheet
 
@@ -365,9 +370,8 @@ def show(
         raise ConfigError(f"{printable(dataset)} is a table, which has no pictures; see it with: fastload info")
     ids = torch.randperm(len(opened), generator=torch.Generator().manual_seed(seed))[:9]
     images = torch.stack([opened[int(i)][0] for i in ids])
-    if augment:
-        side = opened.sample_shape[0]
-        pipeline = Augment([v2.RandomResizedCrop(side, scale=(0.35, 1)), v2.RandomHorizontalFlip()], dtype=torch.uint8)
+    if augment is not None:
+        pipeline = Augment(read_written(augment), dtype=torch.uint8)
         images = pipeline(images, ids=ids, seed=seed).permute(0, 2, 3, 1)
     shown = (*opened.manifest.display_names, "unlabelled")  # of label -1
     names = [shown[int(opened.labels[i])] for i in ids]

@@ -45,7 +45,18 @@ def examine() -> list[Finding]:
                 f"{gib(free_host_bytes())} of memory free", state="ok"),
     ]  # fmt: skip
     core = installed(
-        ["torch", "torchvision", "accelerate", "timm", "numpy", "pillow", "simplejpeg", "safetensors", "tensorboard"]
+        [
+            "torch",
+            "torchvision",
+            "accelerate",
+            "timm",
+            "numpy",
+            "numba",
+            "pillow",
+            "simplejpeg",
+            "safetensors",
+            "tensorboard",
+        ]
     )
     for name, version in core.items():
         findings.append(

@@ -121,7 +121,7 @@ class Loader:
         wish = Wish(
             kind=placement, device=self.device, batch_size=batch_size, rank=here.rank, world_size=here.world_size,
             together=rank is None and can_talk(here.world_size), reserve_bytes=reserve_bytes, workers=workers,
-            cut=self._cut, progress=progress,
+            cut=self._cut, in_place=augment is not None and self.device.type == "cpu", progress=progress,
         )  # fmt: skip
         self.placement: Placement = place(dataset, wish)
         self._holdings = Holdings(self.shares, seed)

@@ -39,6 +39,7 @@ class Wish:
         reserve_bytes: kept free for the model.
         workers: processes or threads of placements that read sample by sample; None: one per core.
         cut: how images of their own sizes become one size.
+        in_place: augmentation reads images in the store's own memory, if that is RAM: no batch is gathered before.
         progress: say where the samples go, and show a bar while they do.
     """
 
@@ -51,6 +52,7 @@ class Wish:
     reserve_bytes: int | None
     workers: int | None
     cut: Cut | None
+    in_place: bool
     progress: bool
 
 
@@ -170,7 +172,7 @@ def make_store(
     with byte_bar(f"load {dataset.split}", total, wish.progress) as advance:
         if placement.kind == "host":
             samples = host_tensor(shards, together=wish.together, pinned=pinned, advance=advance)
-            return TensorStore(samples, pinned=pinned)
+            return TensorStore(samples, pinned=pinned, in_place=wish.in_place)
         if placement.kind == "gpu_sharded":
             every = torch.arange(len(dataset)) if ids is None else ids
             read = MappedStore(shards).gather

@@ -4,6 +4,7 @@ import itertools
 import os
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from augment_help import batch
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from torchvision.transforms import v2
 
 from fastload import Augment
-from fastload.augment import cpu
+from fastload.augment import arithmetic, compiling, cpu
+from fastload.augment.philox import derive, draw_words
 
 FLOATS = [v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])]
 
@@ -25,14 +27,15 @@ def monkeypatch_module() -> Iterator[pytest.MonkeyPatch]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled(monkeypatch_module: pytest.MonkeyPatch) -> None:
-    monkeypatch_module.setattr(cpu, "WORTH_BATCHES", 0)
-    assert cpu._build(os.getpid()).result(timeout=120) is not None
+    monkeypatch_module.setattr(compiling, "WORTH_BATCHES", 0)
+    assert compiling._build(os.getpid()).result(timeout=120) is not None
 
 
 def both_ways(augment: Augment, images: torch.Tensor, epoch: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     compiled = augment(images, epoch=epoch)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu, "compiled", lambda: None)
+        patch.setattr(arithmetic, "ready", lambda: None)
         return compiled, augment(images, epoch=epoch)
 
 
@@ -87,6 +90,18 @@ def test_chains_with_colours_and_warps_are_torchs_bytes(pipeline: list[object]) 
     assert torch.equal(compiled, plain)
 
 
+def test_rows_are_taken_out_of_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    stored, rows = batch(9, 45, 61, 3), torch.tensor([7, 0, 7, 3])
+    for pipeline in ([v2.RandomResizedCrop(24)], [v2.CenterCrop(24)], [v2.RandomCrop(30), v2.ColorJitter(0.4)],
+                     [v2.RandomRotation(30)], [v2.RandomResizedCrop(24), v2.RandomErasing(1.0)]):  # fmt: skip
+        augment = Augment([*pipeline, *FLOATS])
+        expected = augment(stored[rows], ids=rows)
+        assert torch.equal(augment(stored, ids=rows, rows=rows), expected)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cpu, "compiled", lambda: None)
+            assert torch.equal(augment(stored, ids=rows, rows=rows), expected)
+
+
 def test_a_shrink_by_far_and_images_that_do_not_lie_in_a_row() -> None:
     images = batch(3, 301, 402, 3)
     for given_images in (images, images[:, ::2, 1:], images[::2]):
@@ -100,9 +115,10 @@ def test_without_numba_torch_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "numba", None)
     monkeypatch.delitem(__import__("sys").modules, "fastload.augment.compiled", raising=False)
     monkeypatch.delattr("fastload.augment.compiled", raising=False)
-    future = cpu._build.__wrapped__(os.getpid())
+    monkeypatch.setattr(compiling, "_begun", {})
+    future = compiling._build.__wrapped__(os.getpid())
     assert future.result(timeout=60) is None
-    monkeypatch.setattr(cpu, "_build", lambda process: future)
+    monkeypatch.setattr(compiling, "_build", lambda process: future)
     assert torch.equal(augment(images), expected)
 
 
@@ -115,6 +131,18 @@ def test_batches_stay_the_callers_own() -> None:
 
 
 def test_a_few_batches_do_not_wait_for_numba(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "WORTH_BATCHES", 3)
-    monkeypatch.setattr(cpu, "_asked", itertools.count())
-    assert [cpu.compiled() is None for _ in range(5)] == [True, True, True, False, False]
+    monkeypatch.setattr(compiling, "WORTH_BATCHES", 3)
+    monkeypatch.setattr(compiling, "_asked", itertools.count())
+    assert [compiling.compiled() is None for _ in range(5)] == [True, True, True, False, False]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    ids=st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=5), seed=st.integers(0, 2**63 - 1),
+    epoch=st.integers(0, 2**40), transform=st.integers(0, 2**31), count=st.integers(1, 22),
+)  # fmt: skip
+def test_compiled_words_are_philoxs(ids: list[int], seed: int, epoch: int, transform: int, count: int) -> None:
+    fast, array = compiling.ready(), np.array(ids)
+    assert fast is not None
+    made = fast.words(array, *derive(seed, epoch), transform, (count + 3) // 4)[:count]
+    assert np.array_equal(made, draw_words(array, seed=seed, epoch=epoch, transform=transform, count=count))

@@ -43,7 +43,7 @@ def test_convert_info_verify_show(tmp_path: Path) -> None:
     for said in ("13 images", "24x24x3", "ant, bee, wasp", "fit crop", "class-folders"):
         assert said in info
     assert "all as written" in fastload("verify", out).stdout
-    for words in ((), ("--augment", "--split", "valid")):
+    for words in ((), ("--augment", "RandomResizedCrop(20), ColorJitter(0.4, hue=0.1)", "--split", "valid")):
         assert fastload("show", out, "--out", tmp_path / "sheet.png", *words).returncode == 0
         with Image.open(tmp_path / "sheet.png") as sheet:
             assert sheet.width > 500

@@ -11,6 +11,7 @@ import torch
 
 from fastload.augment import cpu, reference
 from fastload.augment.arithmetic import HostNumbers, Keys
+from fastload.augment.batched import gathered
 from fastload.augment.geometry import Resize
 from fastload.augment.own import AlternatingFlip, CutMix, Cutout, MixUp, RandomErasing
 from fastload.augment.plan import Mixing, Numbered, Plan
@@ -132,8 +133,8 @@ class Augment:
     ) -> Any:  # fmt: skip
         sample_ids = self._check(images, ids, rows)
         is_fused = not exact and can_fuse(images) and all(not isinstance(s, PerSample) for s in self._segments)
-        if rows is not None and not is_fused:
-            images = images.index_select(0, rows)
+        if rows is not None and not is_fused and (exact or images.device.type != "cpu" or len(self._segments) > 1):
+            images, rows = images.index_select(0, rows), None
         made: list[torch.Tensor] = []
         # Triton launches on the current device; -1 leaves it as it is.
         with torch.cuda.device(images.device.index if images.is_cuda else -1):
@@ -141,7 +142,7 @@ class Augment:
                 if is_fused:
                     out, mixings = self._run_fused(images, rows, sample_ids, keys, view)
                 else:
-                    out, mixings = self._run(images, sample_ids, keys, view, exact=exact)
+                    out, mixings = self._run(images, rows, sample_ids, keys, view, exact=exact)
                 if mixings and self.views > 1:
                     raise TransformError(
                         "MixUp and CutMix make one label per image, and several views make several; use one view."
@@ -154,7 +155,7 @@ class Augment:
         return result if labels is None else (result, labels)
 
     def _run(
-        self, images: torch.Tensor, ids: torch.Tensor, keys: Keys, view: int, *, exact: bool
+        self, images: torch.Tensor, rows: torch.Tensor | None, ids: torch.Tensor, keys: Keys, view: int, *, exact: bool
     ) -> tuple[torch.Tensor, tuple[Mixing, ...]]:
         x, host_ids = images, ids.cpu()
         last = self._segments[-1]
@@ -166,8 +167,9 @@ class Augment:
         drawn = self._drawn(last, x, host_ids, keys, view)  # type: ignore[arg-type]
         self._check_channels(drawn.plan.channels)
         options = (self._spec.values, self.dtype, self.memory_format)
-        if not exact and cpu.suits(x, drawn.plan, self.dtype) and cpu.whole_windows(drawn.plan, len(x)):
-            return cpu.run(x, drawn.plan, *options), drawn.plan.mixing
+        if not exact and cpu.suits(x, drawn.plan, self.dtype) and cpu.whole_windows(drawn.plan, len(ids)):
+            return cpu.run(x, rows, drawn.plan, *options), drawn.plan.mixing
+        x = gathered(x, rows)
         out = reference.copied(x, drawn.plan, *options)
         if out is None:
             out = reference.finish(reference.run(x, drawn), *options)

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from fastload.augment.compiling import ready
 from fastload.augment.philox import derive, philox4x32
 
 Array = Any  # [N] of a backend, or a plain number that holds for every image
@@ -147,11 +148,16 @@ class HostNumbers:
         self, transform: int, count: int, *, every_epoch: bool = True, per_batch: bool = False
     ) -> Sequence[Array]:
         """See Numbers."""
-        ids = (self._ids[:1] if per_batch else self._ids)[None]
-        blocks = np.arange((count + 3) // 4)[:, None]
-        counter = (blocks, np.full_like(blocks, _number_of(transform, self._view)), ids & 0xFFFFFFFF, ids >> 32)
-        words = philox4x32(counter, self._keys[:2] if every_epoch else self._keys[2:4])
-        stacked = np.stack(np.broadcast_arrays(*words), axis=1).reshape(4 * len(blocks), -1)
+        ids = self._ids[:1] if per_batch else self._ids
+        number, num_blocks = _number_of(transform, self._view), (count + 3) // 4
+        key = self._keys[:2] if every_epoch else self._keys[2:4]
+        fast = ready()
+        if fast is not None:
+            stacked = fast.words(np.ascontiguousarray(ids), *key, number, num_blocks)
+        else:
+            blocks = np.arange(num_blocks)[:, None]
+            words = philox4x32((blocks, np.full_like(blocks, number), ids[None] & 0xFFFFFFFF, ids[None] >> 32), key)
+            stacked = np.stack(np.broadcast_arrays(*words), axis=1).reshape(4 * num_blocks, -1)
         return list(np.broadcast_to(stacked, (len(stacked), len(self._ids)))[:count])
 
     where = staticmethod(np.where)

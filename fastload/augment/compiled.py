@@ -172,17 +172,18 @@ def _write(line: Any, channels: Any, scale: Any, offset: Any, planar: Any, out: 
 
 
 SIGNATURE = (
-    "void(uint8[:,:,:,::1], int64[:,::1], int64[:,::1], boolean, boolean[::1], uint8[::1], float32[::1], float32[::1], "
-    "boolean, int64[::1], uint8[::1], float32[::1], int64, int64)"
+    "void(uint8[:,:,:,::1], int64[::1], int64[:,::1], int64[:,::1], boolean, boolean[::1], uint8[::1], float32[::1], "
+    "float32[::1], boolean, int64[::1], uint8[::1], float32[::1], int64, int64)"
 )
 
 
-def _make(images: Any, ys: Any, xs: Any, resized: Any, left_out: Any, fill: Any, scale: Any, offset: Any, planar: Any,
-          size: Any, stored: Any, scaled: Any, first: Any, stop: Any) -> None:  # fmt: skip
+def _make(images: Any, which: Any, ys: Any, xs: Any, resized: Any, left_out: Any, fill: Any, scale: Any, offset: Any,
+          planar: Any, size: Any, stored: Any, scaled: Any, first: Any, stop: Any) -> None:  # fmt: skip
     """Make images first .. stop - 1.
 
     Args:
-        images: uint8 [N, H, W, C], C 1 or 3.
+        images: uint8 [M, H, W, C], C 1 or 3.
+        which: int64 [N], the image of each row of the batch.
         ys, xs: int64 [N, 5], as above.
         resized: whether windows are resized, or copied.
         left_out: bool [N], images that are not wanted.
@@ -203,7 +204,7 @@ def _make(images: Any, ys: Any, xs: Any, resized: Any, left_out: Any, fill: Any,
     for n in range(first, stop):
         if left_out[n]:
             continue
-        image, y, x = images[n].reshape(-1), ys[n], xs[n]
+        image, y, x = images[which[n]].reshape(-1), ys[n], xs[n]
         if resized:
             lowest, weights, taps, bits = _weigh(y[HIGH] - y[LOW], y[EVERY])
             low = lowest[y[FIRST]]
@@ -228,9 +229,29 @@ def _make(images: Any, ys: Any, xs: Any, resized: Any, left_out: Any, fill: Any,
                 _write(line, channels, scale, offset, planar, scaled, begin, plane)
 
 
-def build() -> Any:
-    """Compile, some ten seconds, or load what an earlier process compiled, one."""
+def _words(ids: Any, key0: Any, key1: Any, number: Any, num_blocks: Any) -> Any:
+    """Return philox.draw_words' words, int64 [4 * num_blocks, N]; see there, and philox4x32."""
+    low, right = np.uint64(0xFFFFFFFF), np.uint64(32)
+    out = np.empty((4 * num_blocks, len(ids)), np.int64)
+    for block in range(num_blocks):
+        for n in range(len(ids)):
+            k0, k1 = np.uint64(key0), np.uint64(key1)
+            c0, c1 = np.uint64(block), np.uint64(number)
+            c2, c3 = np.uint64(ids[n]) & low, np.uint64(ids[n]) >> right
+            for _ in range(10):
+                p0, p1 = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
+                c0, c1, c2, c3 = (p1 >> right) ^ c1 ^ k0, p1 & low, (p0 >> right) ^ c3 ^ k1, p0 & low
+                k0, k1 = (k0 + np.uint64(0x9E3779B9)) & low, (k1 + np.uint64(0xBB67AE85)) & low
+            out[4 * block, n], out[4 * block + 1, n] = c0, c1
+            out[4 * block + 2, n], out[4 * block + 3, n] = c2, c3
+    return out
+
+
+def build() -> tuple[Any, Any]:
+    """Return (`_make`, `_words`), compiled, some ten seconds, or as an earlier process compiled them, one."""
+    signatures = ((_make, SIGNATURE), (_words, "int64[:,::1](int64[::1], int64, int64, int64, int64)"))
     try:
-        return njit(SIGNATURE, cache=True, **OPTIONS)(_make)
-    except RuntimeError:  # no folder that can be written, to keep it in
-        return njit(SIGNATURE, **OPTIONS)(_make)
+        make, words = (njit(signature, cache=True, **OPTIONS)(f) for f, signature in signatures)
+    except RuntimeError:  # no folder that can be written, to keep them in
+        make, words = (njit(signature, **OPTIONS)(f) for f, signature in signatures)
+    return make, words

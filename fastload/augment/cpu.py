@@ -9,25 +9,20 @@ Shape letters: N batch, H W stored pixels, S T output, C channels.
 
 from __future__ import annotations
 
-import itertools
-import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from fastload.augment.arithmetic import Array
-from fastload.augment.maps import IDENTITY, AxisMap, Geometry
-from fastload.augment.plan import Code, Pass, Plan, transfer
+from fastload.augment.batched import Batch, empty, exact_windows, gathered, spread, windows
+from fastload.augment.compiling import compiled
+from fastload.augment.maps import IDENTITY, Geometry
+from fastload.augment.plan import Code, Pass, Plan, Step, transfer
 from fastload.augment.pointwise import OPERATIONS, blur
-from fastload.augment.sampling import copy_by_slices, slices, warped
+from fastload.augment.sampling import copy_by_slices, warped
 from fastload.augment.spec import Values
-from fastload.recycling import Blocks
 
 DIRECT = (torch.float32, torch.uint8)  # what the compiled function writes
 
@@ -50,153 +45,104 @@ def suits(images_NHWC: torch.Tensor, plan: Plan, dtype: torch.dtype) -> bool:
 
 
 def run(
-    images_NHWC: torch.Tensor, plan: Plan, values: Values, dtype: torch.dtype, memory_format: torch.memory_format
-) -> torch.Tensor:
+    images_MHWC: torch.Tensor, rows: torch.Tensor | None, plan: Plan, values: Values, dtype: torch.dtype,
+    memory_format: torch.memory_format,
+) -> torch.Tensor:  # fmt: skip
     """Return what `reference.run` and `reference.finish` do for a plan that `suits`.
+
+    Args:
+        images_MHWC: uint8, contiguous where `rows` are given.
+        rows: which of the images, int64 [N]; None takes all.
+        plan, values, dtype, memory_format: what to do, and what to give.
 
     Returns:
         [N, C, S, T] of `dtype` in `memory_format`.
     """
     node = plan.nodes[0]
     assert isinstance(node, Pass)
-    num_images, channels, (height, width) = len(images_NHWC), node.channels, node.geometry.out
+    num_images, channels, (height, width) = len(images_MHWC if rows is None else rows), node.channels, node.geometry.out
     last = memory_format == torch.channels_last
     out = empty((num_images, channels, height, width), dtype, channels_last=last)
     codes = [_listed(s.code, num_images) for s in node.steps]
     numbers = [_listed(s.values[0] if s.values else 0.0, num_images) for s in node.steps]
     warps = _warped(node, num_images)
-    scale, offset = (torch.tensor(v).expand(channels) for v in (values.scale, values.offset))
-    make = compiled()
+    fast = compiled()
     if all(warps):
-        stored: Callable[[int], torch.Tensor] = images_NHWC.__getitem__  # every image goes through its warp instead
-    elif make is None:
-        stored = _crops(images_NHWC, node) if node.geometry.resized else _copies(images_NHWC, node)
+        stored: Callable[[int], torch.Tensor] = images_MHWC.__getitem__  # not asked: every image takes its warp
+    elif fast is None:
+        images_MHWC, rows = gathered(images_MHWC, rows), None
+        stored = _crops(images_MHWC, node) if node.geometry.resized else _copies(images_MHWC, node)
     else:
-        work = _Compiled(make, images_NHWC, node.geometry, np.array(warps), scale.repeat(width), offset.repeat(width))
+        work = Batch(fast.make, images_MHWC, rows, node.geometry, warps, values.scale, values.offset)
         if dtype in DIRECT and (last or dtype != torch.uint8) and not any(warps) and not any(map(any, codes)):
             work.run(out, planar=not last)
             return out
         crops_NSTC = empty((num_images, channels, height, width), torch.uint8, channels_last=True)
         work.run(crops_NSTC, planar=False)
         stored = crops_NSTC.permute(0, 2, 3, 1).__getitem__
-    planes, offsets = (255 * scale)[:, None, None], offset[:, None, None]
-    if last:
-        # One long row per pixel row: broadcasting over a last axis of 3 runs at a quarter of the speed.
-        scale, offset = scale.repeat(width), offset.repeat(width)
-    else:
-        scale, offset = scale[:, None, None], offset[:, None, None]
+    which = range(num_images) if rows is None else rows.tolist()
+    scale, offset = (torch.tensor(v).expand(channels) for v in (values.scale, values.offset))
+    finish = _Finish(scale, offset, width if last else None)
 
     def one(i: int) -> None:
         if warps[i]:
             alone = transfer(node.geometry, lambda a: float(np.broadcast_to(a, num_images)[i]))
-            crop_STC = _moved(images_NHWC[i : i + 1], alone)[0].permute(1, 2, 0)
+            crop_STC = _moved(images_MHWC[which[i] : which[i] + 1], alone)[0].permute(1, 2, 0)
         else:
             crop_STC = stored(i)
         active = [(Code(int(c[i])), n[i], s) for c, n, s in zip(codes, numbers, node.steps, strict=True) if c[i]]
-        if not active:
-            _write(out[i], crop_STC, scale, offset, last)
-            return
-        x = crop_STC.permute(2, 0, 1)[None].to(torch.float32, memory_format=torch.contiguous_format).mul_(1 / 255)
-        for code, number, step in active:
-            value = torch.full((1, 1, 1, 1), number)
-            x = blur(x, value, step.radius) if code == Code.BLUR else OPERATIONS[code](x, value)
-        if dtype == torch.uint8:
-            out[i].copy_(x[0].mul(255).round_().clamp_(0, 255))
-        else:
-            # Scaled as planes: one copy then brings the channels together.
-            out[i].copy_((x[0] * planes).add_(offsets))
+        finish(out[i], crop_STC, active)
 
-    _spread(one, num_images)
+    spread(one, num_images)
     return out
 
 
-def empty(shape: tuple[int, int, int, int], dtype: torch.dtype, *, channels_last: bool) -> torch.Tensor:
-    """Return memory for a batch [N, C, S, T]: of an earlier one that nobody holds any more, where there is one."""
-    num_images, channels, height, width = shape
-    if channels_last:
-        return _blocks.empty((num_images, height, width, channels), dtype).permute(0, 3, 1, 2)
-    return _blocks.empty(shape, dtype)
+class _Finish:
+    """The colour steps of one image, and its way to the output.
 
+    Args:
+        scale, offset: float32 [C], from stored values to what is wanted.
+        width: of the output, where its channels are last; None where they are planes.
+    """
 
-_blocks = Blocks()
-
-
-class _Compiled:
-    """One batch for compiled.py."""
-
-    def __init__(
-        self, make: Callable[..., None], images_NHWC: torch.Tensor, g: Geometry, left_out_N: Any,
-        scale: torch.Tensor, offset: torch.Tensor,
-    ) -> None:  # fmt: skip
-        num_images, height, width, channels = images_NHWC.shape
-        if g.resized:
-            axes = [_windows(a, num_images) for a in (g.y, g.x)]
+    def __init__(self, scale: torch.Tensor, offset: torch.Tensor, width: int | None) -> None:
+        self._last = width is not None
+        self._planes, self._offsets = (255 * scale)[:, None, None], offset[:, None, None]
+        if width is None:
+            self._scale, self._offset = scale[:, None, None], offset[:, None, None]
         else:
-            axes = [_spans(a, stored, num_images) for a, stored in ((g.y, height), (g.x, width))]
-        fill = np.broadcast_to(np.array(g.fill, np.uint8), channels).copy()
-        self._make, self._num_images = make, num_images
-        self._before = (images_NHWC.contiguous().numpy(), *axes, g.resized, left_out_N, fill,
-                        scale.numpy(), offset.numpy())  # fmt: skip
-        self._size = np.array((g.y.size, g.x.size))
+            # One long row per pixel row: broadcasting over a last axis of 3 runs at a quarter of the speed.
+            self._scale, self._offset = scale.repeat(width), offset.repeat(width)
 
-    def run(self, out: torch.Tensor, *, planar: bool) -> None:
-        """Fill `out`, [N, C, S, T] of float32, or of uint8 with channels last."""
-        flat, nothing = out.permute(0, 2, 3, 1) if not planar else out, np.empty(0, np.uint8)
-        array = flat.reshape(-1).numpy()
-        both = (array, nothing.view(np.float32)) if out.dtype == torch.uint8 else (nothing, array)
-        # Each thread takes two ranges: who is done early takes one more.
-        num_ranges = min(self._num_images, 1 if torch.get_num_threads() == 1 else 2 * torch.get_num_threads())
-        ends = [k * self._num_images // max(1, num_ranges) for k in range(num_ranges + 1)]
-        _spread(lambda k: self._make(*self._before, planar, self._size, *both, ends[k], ends[k + 1]), num_ranges)
+    def __call__(self, out_CST: torch.Tensor, x_STC: torch.Tensor, active: list[tuple[Code, float, Step]]) -> None:
+        """Take the steps `active`, each with its code and number, and write the image."""
+        if not active:
+            self._copy(out_CST, x_STC)
+            return
+        x = x_STC.permute(2, 0, 1)[None].to(torch.float32, memory_format=torch.contiguous_format).mul_(1 / 255)
+        for code, number, step in active:
+            value = torch.full((1, 1, 1, 1), number)
+            x = blur(x, value, step.radius) if code == Code.BLUR else OPERATIONS[code](x, value)
+        if out_CST.dtype == torch.uint8:
+            out_CST.copy_(x[0].mul(255).round_().clamp_(0, 255))
+        else:
+            # Scaled as planes: one copy then brings the channels together.
+            out_CST.copy_((x[0] * self._planes).add_(self._offsets))
 
-
-def compiled() -> Callable[..., None] | None:
-    """Return compiled.py's function; None until it is compiled in a thread of its own, or where Numba is missing."""
-    if next(_asked) < WORTH_BATCHES:
-        return None
-    future = _build(os.getpid())
-    return future.result() if future.done() else None
-
-
-# Numba takes a second or two of a core to load: nothing for a program that wants a few batches.
-WORTH_BATCHES = 16
-_asked = itertools.count()
-
-
-@lru_cache(maxsize=1)
-def _build(process: int) -> Future[Callable[..., None] | None]:
-    """Begin to compile, once in a process: a forked one has no thread that would end its parent's."""
-    future: Future[Callable[..., None] | None] = Future()
-
-    def build() -> None:
-        try:
-            from fastload.augment import compiled as module  # takes a second, and Numba
-
-            future.set_result(module.build())
-        except ImportError:
-            future.set_result(None)
-        except BaseException as e:
-            future.set_exception(e)
-
-    # Not a daemon: the interpreter must not go while it compiles.
-    threading.Thread(target=build, name="fastload-compile").start()
-    return future
-
-
-def _write(out_CST: torch.Tensor, x_STC: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor, last: bool) -> None:
-    if out_CST.dtype == torch.uint8:
-        whole = x_STC if x_STC.dtype == torch.uint8 else x_STC.round().clamp_(0, 255)
-        out_CST.copy_(whole.permute(2, 0, 1))
-        return
-    if last:
-        rows = x_STC.to(torch.float32).reshape(len(x_STC), -1)
-        target = out_CST.permute(1, 2, 0).reshape(len(x_STC), -1)
-    else:
-        rows, target = x_STC.permute(2, 0, 1).to(torch.float32), out_CST
-    if out_CST.dtype == torch.float32:
-        torch.addcmul(offset, rows, scale, out=target)
-    else:
-        target.copy_(torch.addcmul(offset, rows, scale))
+    def _copy(self, out_CST: torch.Tensor, x_STC: torch.Tensor) -> None:
+        if out_CST.dtype == torch.uint8:
+            whole = x_STC if x_STC.dtype == torch.uint8 else x_STC.round().clamp_(0, 255)
+            out_CST.copy_(whole.permute(2, 0, 1))
+            return
+        if self._last:
+            rows = x_STC.to(torch.float32).reshape(len(x_STC), -1)
+            target = out_CST.permute(1, 2, 0).reshape(len(x_STC), -1)
+        else:
+            rows, target = x_STC.permute(2, 0, 1).to(torch.float32), out_CST
+        if out_CST.dtype == torch.float32:
+            torch.addcmul(self._offset, rows, self._scale, out=target)
+        else:
+            target.copy_(torch.addcmul(self._offset, rows, self._scale))
 
 
 def _warped(node: Pass, num_images: int) -> list[bool]:
@@ -254,7 +200,7 @@ def _crops(images_NHWC: torch.Tensor, node: Pass) -> Callable[[int], torch.Tenso
     the resize is done from the window's own pixels, and the crop taken out of what it gives.
     """
     g, num_images = node.geometry, len(images_NHWC)
-    axes = [_windows(a, num_images).tolist() for a in (g.y, g.x)]
+    axes = [windows(a, num_images).tolist() for a in (g.y, g.x)]
 
     def crop(i: int) -> torch.Tensor:
         (top, bottom, all_rows, row, up), (left, right, all_columns, column, mirrored) = (axis[i] for axis in axes)
@@ -281,27 +227,6 @@ def _scratch(height: int, width: int, channels: int) -> torch.Tensor:
 _own = threading.local()
 
 
-def _windows(axis: AxisMap, num_images: int) -> npt.NDArray[np.int64]:
-    """Return for each image: stored pixels first and end, pixels they are resized to, first of these, mirrored."""
-    return np.rint(_exact_windows(axis, num_images)).astype(np.int64)
-
-
-def _exact_windows(axis: AxisMap, num_images: int) -> npt.NDArray[np.float64]:
-    """Return `_windows` before they are rounded, [N, 5]."""
-    made = np.empty((num_images, 5))
-    made[:, 0], made[:, 1], made[:, 4] = axis.low, axis.high, np.less(axis.step, 0)
-    step = np.abs(axis.step)
-    made[:, 2] = (axis.high - axis.low) / step
-    made[:, 3] = (np.where(made[:, 4] > 0, axis.start + axis.size * axis.step, axis.start) - axis.low) / step
-    return made
-
-
-def _spans(axis: AxisMap, num_stored: int, num_images: int) -> npt.NDArray[np.int64]:
-    """Return for each image: stored pixels first and their number, output pixels of padding before, -, mirrored."""
-    spans = slices(axis, num_stored, num_images)
-    return np.array([(low, high - low, before, 0, flip) for low, high, before, _, flip in spans], np.int64)
-
-
 def whole_windows(plan: Plan, num_images: int) -> bool:
     """Whether every window lies on whole stored pixels, and its output on whole pixels of the resized window."""
     node = plan.nodes[0]
@@ -310,7 +235,7 @@ def whole_windows(plan: Plan, num_images: int) -> bool:
     if node.geometry.matrix is not None and (node.geometry.y.size, node.geometry.x.size) != node.geometry.out:
         return True  # all images go through the warp, which reads windows of any kind
     for axis in (node.geometry.y, node.geometry.x):
-        exact = _exact_windows(axis, num_images)
+        exact = exact_windows(axis, num_images)
         if np.abs(exact - np.rint(exact)).max(initial=0) > 1e-6:
             return False
         every, first = exact[:, 2], exact[:, 3]
@@ -322,40 +247,3 @@ def whole_windows(plan: Plan, num_images: int) -> bool:
 def _listed(value: Array, num_images: int) -> list[float]:
     listed: list[float] = np.broadcast_to(value, num_images).tolist()
     return listed
-
-
-def _spread(work: Callable[[int], None], count: int) -> None:
-    """Call `work` for 0 .. count - 1 on a pool of threads; torch lets go of the interpreter within each operation."""
-    num_threads = torch.get_num_threads()
-    if num_threads == 1 or count == 1:
-        for i in range(count):
-            work(i)
-        return
-    pool = _pool(os.getpid(), num_threads)
-    share = [range(k, count, num_threads) for k in range(num_threads)]
-
-    def several(numbers: range) -> None:
-        for i in numbers:
-            work(i)
-
-    list(pool.map(several, share))  # an exception of a thread is raised here
-
-
-@lru_cache(maxsize=4)
-def _pool(process: int, num_threads: int) -> ThreadPoolExecutor:
-    """Return the threads of this process; a forked one starts its own."""
-    together = threading.Barrier(num_threads + 1)
-
-    def start() -> None:
-        # Asked first: a thread takes the process's number at its first question, and would forget this one.
-        torch.get_num_threads()
-        torch.set_num_threads(1)  # each thread works on an image of its own
-        together.wait()
-
-    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="fastload-augment")
-    for _ in range(num_threads):
-        pool.submit(start)
-    together.wait()
-    # The setting is also what threads that start later begin with: put it back.
-    torch.set_num_threads(num_threads)
-    return pool

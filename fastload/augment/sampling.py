@@ -202,7 +202,7 @@ def copy_by_slices(images_NHWC: torch.Tensor, geometry: Geometry) -> torch.Tenso
     num_images, height, width, num_channels = images_NHWC.shape
     rows, columns = geometry.out
     out_NSTC = torch.empty((num_images, rows, columns, num_channels), dtype=images_NHWC.dtype)
-    each_y, each_x = slices(geometry.y, height, num_images), slices(geometry.x, width, num_images)
+    each_y, each_x = _slices(geometry.y, height, num_images), _slices(geometry.x, width, num_images)
     padded = any(before + after for side in (each_y, each_x) for _, _, before, after, _ in side)
     if padded:
         out_NSTC.copy_(fill_C(geometry.fill, images_NHWC).to(out_NSTC.dtype).expand_as(out_NSTC))
@@ -217,7 +217,7 @@ def copy_by_slices(images_NHWC: torch.Tensor, geometry: Geometry) -> torch.Tenso
     return out_NSTC
 
 
-def slices(axis: AxisMap, num_stored: int, num_images: int) -> list[tuple[int, int, int, int, bool]]:
+def spans(axis: AxisMap, num_stored: int, num_images: int) -> tuple[Any, Any, Any, Any, Any]:
     """Return for each image: stored pixels first and end, output pixels of padding before and after, mirrored."""
     start, step, low, high = (
         np.broadcast_to(np.asarray(a, np.float64), num_images) for a in (axis.start, axis.step, axis.low, axis.high)
@@ -229,9 +229,13 @@ def slices(axis: AxisMap, num_stored: int, num_images: int) -> list[tuple[int, i
     below = np.clip(lowest - first, 0, axis.size)
     beyond = np.clip(first + axis.size - highest, 0, axis.size - below)
     before, after = np.where(flipped, beyond, below), np.where(flipped, below, beyond)
+    return first + below, first + axis.size - beyond, before, after, flipped
+
+
+def _slices(axis: AxisMap, num_stored: int, num_images: int) -> list[tuple[int, int, int, int, bool]]:
+    """Return `spans`, image by image."""
     # Plain numbers: torch takes a microsecond longer over each numpy integer.
-    columns = (first + below, first + axis.size - beyond, before, after, flipped)
-    return list(zip(*(c.tolist() for c in columns), strict=True))
+    return list(zip(*(c.tolist() for c in spans(axis, num_stored, num_images)), strict=True))
 
 
 def _positions(axis: AxisMap, num_stored: int, images: torch.Tensor, fold: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -42,8 +42,8 @@ class Served:
     Attributes:
         wanted: what was asked for.
         samples: [B, H, W, C] or [B, D], on the store's device.
-        rows: which of `samples` the step is, int64 [B] beside them, where these are all that the store has: on a
-            GPU augmentation takes its own out of them, and no batch is copied.
+        rows: which of `samples` the step is, int64 [B] beside them, where these are all that the store has:
+            augmentation takes its own out of them, and no batch is copied.
         labels: where only the samples themselves know them, [B, ...]; else None.
     """
 

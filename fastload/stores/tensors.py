@@ -23,17 +23,19 @@ class TensorStore:
     Args:
         samples: the tensor; `fill` fills it.
         pinned: give batches in page-locked RAM, which a GPU reads at full speed and on its own.
+        in_place: serve the tensor itself also in RAM, and the rows that a step wants.
     """
 
-    def __init__(self, samples: torch.Tensor, *, pinned: bool = False) -> None:
+    def __init__(self, samples: torch.Tensor, *, pinned: bool = False, in_place: bool = False) -> None:
         self.samples = samples
+        self._in_place = in_place
         self._pinned = pinned
         self._blocks = Blocks()
 
     def serve(self, steps: Iterator[Wanted]) -> Generator[Served, None, None]:
         """See Store."""
         for wanted in steps:
-            if self.samples.device.type == "cpu":
+            if self.samples.device.type == "cpu" and not self._in_place:
                 yield Served(wanted=wanted, samples=self.gather(wanted.ids))
             else:
                 rows = wanted.ids.to(self.samples.device, non_blocking=True)

@@ -1,0 +1,143 @@
+"""A batch at a time on the CPU: what compiled.py needs to know of one, its memory, and threads to share it out.
+
+Shape letters: M stored images, N batch, H W stored pixels, S T output, C channels.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fastload.augment.maps import AxisMap, Geometry
+from fastload.augment.sampling import spans
+from fastload.recycling import Blocks
+
+
+def empty(shape: tuple[int, int, int, int], dtype: torch.dtype, *, channels_last: bool) -> torch.Tensor:
+    """Return memory for a batch [N, C, S, T]: of an earlier one that nobody holds any more, where there is one."""
+    num_images, channels, height, width = shape
+    if channels_last:
+        return _blocks.empty((num_images, height, width, channels), dtype).permute(0, 3, 1, 2)
+    return _blocks.empty(shape, dtype)
+
+
+_blocks = Blocks()
+
+
+def gathered(images_MHWC: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+    """Return the images `rows`, on one thread: torch's wait for each other by spinning."""
+    if rows is None:
+        return images_MHWC
+    out = _blocks.empty((len(rows), *images_MHWC.shape[1:]), images_MHWC.dtype)
+    np.take(images_MHWC.numpy(), rows.numpy(), 0, out=out.numpy(), mode="clip")
+    return out
+
+
+class Batch:
+    """What compiled.py is told of one batch.
+
+    Args:
+        make: its function.
+        images_MHWC, rows: uint8, and int64 [N]: which of them; None takes all.
+        g: windows that `whole_windows` admits, or copies.
+        left_out: images that are not wanted, [N].
+        scale, offset: by channel, from stored values to what is wanted.
+    """
+
+    def __init__(
+        self, make: Callable[..., None], images_MHWC: torch.Tensor, rows: torch.Tensor | None, g: Geometry,
+        left_out: list[bool], scale: tuple[float, ...], offset: tuple[float, ...],
+    ) -> None:  # fmt: skip
+        num_stored, height, width, channels = images_MHWC.shape
+        which = np.arange(num_stored) if rows is None else rows.numpy()
+        num_images = len(which)
+        if g.resized:
+            axes = [windows(a, num_images) for a in (g.y, g.x)]
+        else:
+            axes = [_spans(a, stored, num_images) for a, stored in ((g.y, height), (g.x, width))]
+        fill = np.broadcast_to(np.array(g.fill, np.uint8), channels).copy()
+        self._make, self._num_images = make, num_images
+        self._before = (images_MHWC.contiguous().numpy(), which, *axes, g.resized, np.array(left_out), fill,
+                        _repeated(scale, channels, g.x.size), _repeated(offset, channels, g.x.size))  # fmt: skip
+        self._size = np.array((g.y.size, g.x.size))
+
+    def run(self, out: torch.Tensor, *, planar: bool) -> None:
+        """Fill `out`, [N, C, S, T] of float32, or of uint8 with channels last."""
+        flat, nothing = out.permute(0, 2, 3, 1) if not planar else out, np.empty(0, np.uint8)
+        array = flat.reshape(-1).numpy()
+        both = (array, nothing.view(np.float32)) if out.dtype == torch.uint8 else (nothing, array)
+        # Each thread takes two ranges: who is done early takes one more.
+        num_ranges = min(self._num_images, 1 if torch.get_num_threads() == 1 else 2 * torch.get_num_threads())
+        ends = [k * self._num_images // max(1, num_ranges) for k in range(num_ranges + 1)]
+        spread(lambda k: self._make(*self._before, planar, self._size, *both, ends[k], ends[k + 1]), num_ranges)
+
+
+@lru_cache(maxsize=16)
+def _repeated(value: tuple[float, ...], channels: int, width: int) -> npt.NDArray[np.float32]:
+    """Return one number for each channel of each pixel of a row, float32 [T * C]."""
+    return np.tile(np.broadcast_to(np.array(value, np.float32), channels), width)
+
+
+def windows(axis: AxisMap, num_images: int) -> npt.NDArray[np.int64]:
+    """Return for each image: stored pixels first and end, pixels they are resized to, first of these, mirrored."""
+    return np.rint(exact_windows(axis, num_images)).astype(np.int64)
+
+
+def exact_windows(axis: AxisMap, num_images: int) -> npt.NDArray[np.float64]:
+    """Return `windows` before they are rounded, [N, 5]."""
+    made = np.empty((num_images, 5))
+    made[:, 0], made[:, 1], made[:, 4] = axis.low, axis.high, np.less(axis.step, 0)
+    step = np.abs(axis.step)
+    made[:, 2] = (axis.high - axis.low) / step
+    made[:, 3] = (np.where(made[:, 4] > 0, axis.start + axis.size * axis.step, axis.start) - axis.low) / step
+    return made
+
+
+def _spans(axis: AxisMap, num_stored: int, num_images: int) -> npt.NDArray[np.int64]:
+    """Return for each image: stored pixels first and their number, output pixels of padding before, -, mirrored."""
+    low, high, before, _, flipped = spans(axis, num_stored, num_images)
+    return np.stack([low, high - low, before, np.zeros_like(low), flipped.astype(np.int64)], axis=1)
+
+
+def spread(work: Callable[[int], None], count: int) -> None:
+    """Call `work` for 0 .. count - 1 on a pool of threads; torch lets go of the interpreter within each operation."""
+    num_threads = torch.get_num_threads()
+    if num_threads == 1 or count == 1:
+        for i in range(count):
+            work(i)
+        return
+    pool = _pool(os.getpid(), num_threads)
+    share = [range(k, count, num_threads) for k in range(num_threads)]
+
+    def several(numbers: range) -> None:
+        for i in numbers:
+            work(i)
+
+    list(pool.map(several, share))  # an exception of a thread is raised here
+
+
+@lru_cache(maxsize=4)
+def _pool(process: int, num_threads: int) -> ThreadPoolExecutor:
+    """Return the threads of this process; a forked one starts its own."""
+    together = threading.Barrier(num_threads + 1)
+
+    def start() -> None:
+        # Asked first: a thread takes the process's number at its first question, and would forget this one.
+        torch.get_num_threads()
+        torch.set_num_threads(1)  # each thread works on an image of its own
+        together.wait()
+
+    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="fastload-augment")
+    for _ in range(num_threads):
+        pool.submit(start)
+    together.wait()
+    # The setting is also what threads that start later begin with: put it back.
+    torch.set_num_threads(num_threads)
+    return pool
