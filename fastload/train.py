@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from fastload.profiling.report import write_json
 from fastload.results import Epoch, TrainResult, names_of, report, shown_settings
 from fastload.resuming import STATE_NAME, read_state, restore_generators, settings_of
 from fastload.settings import save
-from fastload.tracking import Bar, check_tracker, tracing
+from fastload.tracking import Bar, Trace, check_tracker
 
 
 class Trainer:
@@ -51,6 +51,8 @@ class Trainer:
         if config.device is not None and device.type == "cuda":
             torch.cuda.set_device(device)
         set_switches(device, tf32=config.tf32, deterministic=config.deterministic)
+        if config.mixed_precision == "fp16" and device.type == "cpu":
+            raise ConfigError("mixed_precision=fp16 is for GPUs; use bf16 or no on the CPU.")
         # Said also where there is nothing else: only then does Accelerate let several CPU processes train together.
         self.accelerator = Accelerator(
             cpu=device.type == "cpu", mixed_precision=config.mixed_precision, log_with=config.log_with,
@@ -139,7 +141,8 @@ class Trainer:
         bar.epoch_begins(number, run.steps, position.batch)
         sums = sums_on(accelerator.device, position.loss_sum, done) / accelerator.num_processes
         train_mode(run.model)
-        with tracing(run.output, on=self.config.trace and self.is_main and number == 0) as trace:
+        is_traced = self.config.trace and self.is_main and number == 0
+        with closing(Trace(run.output if is_traced else None)) as trace:
             for images, labels in run.meter.watch(run.train):
                 if run.resumed is not None:
                     # Only now: a DataLoader below the loader draws a number when it begins.
