@@ -67,9 +67,7 @@ def run(
     numbers = [_listed(s.values[0] if s.values else 0.0, num_images) for s in node.steps]
     warps = _warped(node, num_images)
     fast = compiled()
-    if all(warps):
-        stored: Callable[[int], torch.Tensor] = images_MHWC.__getitem__  # not asked: every image takes its warp
-    elif fast is None:
+    if fast is None:
         images_MHWC, rows = gathered(images_MHWC, rows), None
         stored = _crops(images_MHWC, node) if node.geometry.resized else _copies(images_MHWC, node)
     else:
@@ -149,8 +147,6 @@ def _warped(node: Pass, num_images: int) -> list[bool]:
     """Return which images a warp moves."""
     if node.geometry.matrix is None:
         return [False] * num_images
-    if (node.geometry.y.size, node.geometry.x.size) != node.geometry.out:
-        return [True] * num_images  # a crop or a resize stands behind the warp: the axis maps alone give another size
     moved = np.zeros(num_images, bool)
     for there, same in zip(node.geometry.matrix, IDENTITY, strict=True):
         moved |= np.broadcast_to(there != same, num_images)
@@ -230,10 +226,12 @@ _own = threading.local()
 def whole_windows(plan: Plan, num_images: int) -> bool:
     """Whether every window lies on whole stored pixels, and its output on whole pixels of the resized window."""
     node = plan.nodes[0]
-    if not isinstance(node, Pass) or not node.geometry.resized:
+    if not isinstance(node, Pass):
         return True
     if node.geometry.matrix is not None and (node.geometry.y.size, node.geometry.x.size) != node.geometry.out:
-        return True  # all images go through the warp, which reads windows of any kind
+        return False  # a crop or a resize stands behind the warp: the axis maps alone give another size
+    if not node.geometry.resized:
+        return True
     for axis in (node.geometry.y, node.geometry.x):
         exact = exact_windows(axis, num_images)
         if np.abs(exact - np.rint(exact)).max(initial=0) > 1e-6:
