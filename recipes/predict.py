@@ -90,9 +90,9 @@ def main(s: Settings) -> None:
     table.writerows([file, *(x for name, share in told for x in (name, f"{share:.4f}"))] for file, told in seen)
     sheet = contact_sheet([image for *_, image in unsure], [told for _, told, _ in unsure], columns=6, cell=160)
     sheet.save(drawn, "png")
-    for file, data in ((s.table, text.getvalue().encode()), (s.sheet, drawn.getvalue())):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, [data])
+    for out, data in ((s.table, text.getvalue().encode()), (s.sheet, drawn.getvalue())):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(out, [data])
     print(f"wrote {s.table} and {s.sheet}")
 
 
