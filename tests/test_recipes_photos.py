@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastload import Loader, TrainConfig, Trainer, convert, open_dataset
+from fastload import Loader, TrainConfig, Trainer, convert, open_dataset, settings
 from fastload.errors import CheckpointError, ConfigError
 from tests.conftest import ROOT, write_folder, write_image
 
@@ -27,6 +29,7 @@ import transfer_ants_bees
 import vit_flowers
 
 pytestmark = pytest.mark.usefixtures("no_accelerate_left")
+README = ROOT / "recipes" / "README_photos.md"
 SIZE = 40
 FEW: dict[str, Any] = {
     "batch_size": 3,
@@ -189,7 +192,7 @@ def test_a_vision_transformer(insects: Path, tmp_path: Path) -> None:
 def food(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset of images renamed to Food-11's layout by the command in the README."""
     here = tmp_path_factory.mktemp("food")
-    readme = (ROOT / "recipes" / "README_photos.md").read_text()
+    readme = README.read_text()
     block = next(b for b in readme.split("```sh\n")[1:] if "food11/training" in b).split("```")[0]
     commands = "\n".join(line for line in block.splitlines() if not line.startswith(("fastload", "python")))
     (here / "flowers5").symlink_to(source / "train")
@@ -339,3 +342,18 @@ def test_mirrored_images_vote_too(food: Path, cooks: list[Path], tmp_path: Path)
     outputs = network.eval()(images) + network(images.flip(3))
     accuracy = (outputs.argmax(1) == valid.labels).float().mean().item()
     assert json.loads((tmp_path / "result.json").read_text())["accuracy"] == pytest.approx(accuracy)
+
+
+# --- what the documents say ---
+
+
+def test_every_command_that_is_named_is_one() -> None:
+    recipes = (cnn_food11, ensemble, predict, resnet_flowers, transfer_ants_bees, vit_flowers)
+    found = set()
+    for file in (*(Path(r.__file__) for r in recipes), README):
+        for name, words in re.findall(r"^python recipes/(\w+)\.py([^#\n]*)", file.read_text(), re.MULTILINE):
+            recipe = next(r for r in recipes if r.__name__ == name)
+            read = settings.parse(recipe.Settings, shlex.split(words.replace("recipes/", f"{ROOT}/recipes/")))
+            assert isinstance(read, recipe.Settings)
+            found.add(name)
+    assert found == {r.__name__ for r in recipes}
