@@ -88,7 +88,9 @@ def main(s: Settings) -> None:
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["file", *(f"{what}{k + 1}" for k in range(len(seen[0][1])) for what in ("class", "probability"))])
     table.writerows([file, *(x for name, share in told for x in (name, f"{share:.4f}"))] for file, told in seen)
-    sheet = contact_sheet([image for *_, image in unsure], [told for _, told, _ in unsure], columns=6, cell=160)
+    sheet = contact_sheet(
+        [image for *_, image in unsure], [told for _, told, _ in unsure], columns=min(6, len(unsure)), cell=160
+    )
     sheet.save(drawn, "png")
     for out, data in ((s.table, text.getvalue().encode()), (s.sheet, drawn.getvalue())):
         out.parent.mkdir(parents=True, exist_ok=True)

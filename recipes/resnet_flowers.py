@@ -50,7 +50,7 @@ class Settings(fastload.TrainConfig):
     crop: int | None = None
     """Side of the square that the network sees; else 7/8 of size in whole 32s: 64 of 96 and 224 of 256."""
     augment: Literal["notes", "strong", "flip", "none"] = "notes"
-    """How training images vary."""
+    """How training images vary; strong, made for training from scratch, validates on the whole image of that size."""
     batch_size: int = 64
     """Images per process and step."""
     placement: Kind = "auto"
@@ -110,7 +110,8 @@ def train(s: Settings) -> tuple[fastload.Trainer, TrainResult, str]:
         ]  # the layer that was made last: fc, head.fc, classifier
         phases.insert(0, Phase(name="head", epochs=head_epochs, lr=s.head_lr, trainable=(f"{head}.",)))
     info = {
-        "model": s.model, "weights": origin, "augment": s.augment, "size": s.size, "crop": crop,
+        "model": s.model, "weights": origin, "augment": s.augment, "size": s.size,
+        "crop": s.size if s.augment == "strong" else crop,
         "mean": MEAN, "std": STD, "batch_size": s.batch_size, "images": train.manifest.settings
     }  # fmt: skip
     return trainer, trainer.fit(network, train_loader, valid_loader, phases=tuple(phases), info=info), origin
@@ -119,15 +120,18 @@ def train(s: Settings) -> tuple[fastload.Trainer, TrainResult, str]:
 def transforms(name: str, size: int, crop: int) -> list[fastload.Augment]:
     """Return [for training, for validation]."""
     resize, flip = T.Resize((size, size)), T.RandomHorizontalFlip()
-    ways = {
-        "none": [resize, T.CenterCrop(crop)],
-        "flip": [resize, T.RandomCrop(crop, padding=crop // 8), flip],
-        "strong": [T.RandomResizedCrop(crop, scale=(0.35, 1)), flip, T.ColorJitter(0.3, 0.3, 0.3, 0.05)],
-        "notes": [resize, T.RandomRotation(45), T.CenterCrop(crop), flip, T.RandomVerticalFlip(),
-                  T.ColorJitter(0.2, 0.1, 0.1, 0.1), T.RandomGrayscale(0.025)],
-    }  # fmt: skip
+    plain = [resize, T.CenterCrop(crop)]
+    train, valid = {
+        "none": (plain, plain),
+        "flip": ([resize, T.RandomCrop(crop, padding=crop // 8), flip], plain),
+        "notes": ([resize, T.RandomRotation(45), T.CenterCrop(crop), flip, T.RandomVerticalFlip(),
+                   T.ColorJitter(0.2, 0.1, 0.1, 0.1), T.RandomGrayscale(0.025)], plain),
+        # Such crops show things larger than they are, by a fifth in the mean; whole images may be larger by as much
+        # (Touvron et al., "Fixing the train-test resolution discrepancy", 2019).
+        "strong": ([T.RandomResizedCrop(crop, scale=(0.35, 1)), flip, T.ColorJitter(0.3, 0.3, 0.3, 0.05)], [resize]),
+    }[name]  # fmt: skip
     end = [T.ToImage(), T.ToDtype(torch.float32, scale=True), T.Normalize(MEAN, STD)]
-    return [fastload.Augment(T.Compose([*way, *end])) for way in (ways[name], ways["none"])]
+    return [fastload.Augment(T.Compose([*way, *end])) for way in (train, valid)]
 
 
 if __name__ == "__main__":

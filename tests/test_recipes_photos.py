@@ -78,10 +78,11 @@ def result_of(output: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("augment", ["notes", "strong", "flip", "none"])
-def test_every_augmentation_gives_crops_of_the_size_that_validation_has(augment: str) -> None:
+def test_every_augmentation_gives_crops_and_validation_sees_them_whole_only_if_they_are_strong(augment: str) -> None:
     images = torch.randint(256, (3, SIZE, SIZE, 3), dtype=torch.uint8)
-    for made in resnet_flowers.transforms(augment, 96, 64):
-        assert made(images).shape == (3, 3, 64, 64)
+    train, valid = resnet_flowers.transforms(augment, 96, 64)
+    assert train(images).shape == (3, 3, 64, 64)
+    assert valid(images).shape == ((3, 3, 96, 96) if augment == "strong" else (3, 3, 64, 64))
 
 
 def test_from_weights_a_new_head_comes_first_and_then_all_layers(insects: Path, trained: Path, tmp_path: Path) -> None:
