@@ -35,6 +35,7 @@ PIPELINES = {
     "augmix": [T.CenterCrop(224), T.AugMix()],
     "warp": [T.Resize(240), T.RandomRotation(45, interpolation=T.InterpolationMode.BILINEAR), T.CenterCrop(224)],
     "perspective": [T.RandomPerspective(p=1.0), T.RandomResizedCrop(224)],
+    "each": [T.RandomCrop(224), T.RandomEqualize(), T.RandomInvert(), T.GaussianBlur(3)],
     "everything": [
         T.RandomResizedCrop(224), T.RandomRotation(30), T.ColorJitter(0.4, 0.4, 0.4, 0.1), T.RandomEqualize(),
         T.RandomPosterize(4), T.RandomSolarize(128), T.RandomAutocontrast(), T.RandomAdjustSharpness(2),
