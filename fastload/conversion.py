@@ -30,8 +30,8 @@ from fastload.formats.resident import (
     Shard,
     read_shard_metadata,
     sha256_of,
-    unwritten,
 )
+from fastload.formats.shardfile import unwritten
 from fastload.output import Output
 from fastload.places import Place, Url, as_place, files_in, num_bytes_of
 from fastload.plan import PLAN_NAME, SHARD_BYTES, Plan, PlannedShard, Settings, is_plan_of, read_plan
@@ -110,14 +110,17 @@ def convert(
             digests = convert_shards_on(dask, plan, folder, on_bad == "skip", advance)
             finish(plan, output, digests)
         return output.path
-    filler = Filler(plan, numbers, 1 + num_writers(workers), skip_bad=on_bad == "skip")
-    # The pool first: its processes would hold the lock on the output for as long as they live.
-    with open_pool(filler, filler.path, workers) as pool, output.held(shared=task is not None) as folder:
+    with (
+        Filler(plan, numbers, output.folder, 1 + num_writers(workers), skip_bad=on_bad == "skip") as filler,
+        # Before the output: its processes would hold the lock on it for as long as they live.
+        open_pool(filler, filler.path, workers) as pool,
+        output.held(shared=task is not None) as folder,
+    ):
         _refuse_other_plan(folder, plan)
         if task is not None:
             _write_plan(plan, folder / PLAN_NAME)
         with progress_bar("convert", total, progress) as advance:
-            digests = convert_shards(filler, folder, pool, advance)
+            digests = convert_shards(filler, pool, advance)
         if task is not None:
             return folder
         finish(plan, output, digests)

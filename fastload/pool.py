@@ -35,7 +35,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastload.errors import DatasetError, DecodeError
+from fastload.errors import DatasetError, DecodeError, FastloadError
 
 # Fills row `row` of shard `shard` and returns a few bytes about it, always as many.
 Work = Callable[[int, int], bytes]
@@ -61,7 +61,7 @@ class Pool(Protocol):
 
         Raises:
             DecodeError: the work raised it; or it raised anything else; or a process died on a sample.
-            DatasetError: a process died between two samples.
+            DatasetError: the work raised it; or a process died between two samples.
         """
 
 
@@ -96,7 +96,7 @@ class ThreadPool:
             for row in range(first, min(first + TASK_ROWS, num_rows)):
                 try:
                     result.append(self._work(shard, row))
-                except DecodeError:
+                except FastloadError:
                     raise
                 except Exception as e:
                     raise DecodeError(self._name_path(shard, row), f"cannot be decoded ({e!r})") from e
@@ -202,6 +202,8 @@ class ProcessPool:
             raise self._death(pipe) from None
         if answer[:1] == b"!":
             failure = json.loads(answer[1:])
+            if "dataset" in failure:
+                raise DatasetError(failure["dataset"])
             error = DecodeError(failure["path"], failure["reason"])
             if failure["trace"]:
                 error.add_note(failure["trace"])
@@ -271,7 +273,9 @@ def _serve(parent: int, pipe: Connection, work: Work, name_path: NamePath, at: n
 
 
 def _failure(error: Exception, path: str) -> bytes:
-    if isinstance(error, DecodeError):
+    if isinstance(error, DatasetError):
+        content = {"dataset": str(error)}
+    elif isinstance(error, DecodeError):
         content = {"path": error.path, "reason": error.reason, "trace": ""}
     else:
         content = {"path": path, "reason": f"cannot be decoded ({error!r})", "trace": traceback.format_exc()}

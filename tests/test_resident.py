@@ -10,7 +10,8 @@ import torch
 
 from fastload import open_dataset
 from fastload.errors import DatasetError
-from fastload.formats.resident import find_damage, read_manifest, write_shard
+from fastload.formats.resident import find_damage, read_manifest
+from fastload.formats.shardfile import write_shard
 
 
 @pytest.fixture
