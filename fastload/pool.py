@@ -47,6 +47,7 @@ TASK_ROWS = 16
 # Tasks that wait at each process, so that it need not wait for the parent, which also writes.
 QUEUED_TASKS = 3
 _TASK = struct.Struct("<qqq")  # shard, first row, end row
+_AT = struct.Struct("=qq")  # shard, row
 _IDLE = -1
 
 
@@ -181,7 +182,7 @@ class ProcessPool:
             try:
                 for pipe in (ours, *self._pipes):
                     pipe.close()  # else the others would not see the parent's death
-                _serve(parent, theirs, self._work, self._name_path, self._at[number])
+                _serve(parent, theirs, self._work, self._name_path, self._at[number].data)
                 status = 0
             finally:
                 os._exit(status)
@@ -241,7 +242,7 @@ class ProcessPool:
         self._pipes, self._pids = [], []
 
 
-def _serve(parent: int, pipe: Connection, work: Work, name_path: NamePath, at: npt.NDArray[np.int64]) -> None:
+def _serve(parent: int, pipe: Connection, work: Work, name_path: NamePath, at: memoryview) -> None:
     """Work in a forked process until the parent closes the pipe or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all of the terminal; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -259,13 +260,13 @@ def _serve(parent: int, pipe: Connection, work: Work, name_path: NamePath, at: n
         for row in range(first, end):
             if os.getppid() != parent:
                 return
-            at[:] = shard, row
+            _AT.pack_into(at, 0, shard, row)
             try:
                 result.append(work(shard, row))
             except Exception as e:
                 result = [_failure(e, name_path(shard, row))]
                 break
-        at[:] = _IDLE
+        _AT.pack_into(at, 0, _IDLE, _IDLE)
         try:
             pipe.send_bytes(b"".join(result))
         except OSError:

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -75,7 +76,7 @@ class Rows:
         first_byte = len(_head(_fields(num_rows, image_shape), metadata)) + 8 * num_rows
         return cls(num_rows=num_rows, image_shape=image_shape, first_byte=first_byte)
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
         """Bytes of one row."""
         return prod(self.image_shape)
