@@ -171,7 +171,9 @@ def _decode_plain(data: bytes, shape: tuple[int, int], size: int, fit: Fit) -> n
         ValueError: libjpeg refused it, or warned of something.
     """
     # The power of two that Pillow takes. simplejpeg looks for the smallest scale that has these sides.
-    times = max(scale for scale in (1, 2, 4, 8) if scale == 1 or scale * _least_side(size) <= min(shape))
+    times, enough = 1, min(shape) // _least_side(size)
+    while times < 8 and 2 * times <= enough:
+        times *= 2
     width, height = -(-shape[0] // times), -(-shape[1] // times)
     # Not fastdct, which saves 5% and darkens red and blue by 1.2 levels in the mean; nor fastupsample, which
     # saves 10% where colours are subsampled, and whose worst of 100 photographs was at 37 dB.

@@ -68,9 +68,10 @@ class Draft:
         self.file = file
         self.descriptor = _new_locked(draft_path(file))
 
-    def publish(self) -> None:
-        """Flush it and give it its name; OSError where that fails, and `discard` is due."""
-        os.fsync(self.descriptor)
+    def publish(self, *, flushed: bool = False) -> None:
+        """Flush it to the disk, unless it is, and give it its name; OSError where that fails, and `discard` is due."""
+        if not flushed:
+            os.fsync(self.descriptor)
         if not is_same_file(self.descriptor, draft_path(self.file)):  # on a file system that knows no locks
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         draft_path(self.file).replace(self.file)

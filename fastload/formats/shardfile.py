@@ -109,7 +109,7 @@ def publish(draft: Draft) -> str:
         digest = beside.submit(_sha256, blocks_of(draft.descriptor))
         os.fsync(draft.descriptor)
         sha256 = digest.result()
-    draft.publish()
+    draft.publish(flushed=True)
     return sha256
 
 
