@@ -20,7 +20,7 @@ from fastload import __version__
 from fastload.decode import MAX_PIXELS, Fit
 from fastload.errors import ConfigError, DatasetError, SourceError, printable
 from fastload.files import write_text, write_whole
-from fastload.filling import Filler, convert_shards, finished_shard, num_writers
+from fastload.filling import Filler, convert_shards, finished_shards, num_writers
 from fastload.formats.resident import (
     BAD_NAME,
     MANIFEST_NAME,
@@ -108,7 +108,7 @@ def convert(
         with output.held() as folder, progress_bar("convert", total, progress) as advance:
             _refuse_other_plan(folder, plan)
             digests = convert_shards_on(dask, plan, folder, on_bad == "skip", advance)
-            finish(plan, output, digests)
+            finish(plan, output, finished_shards(plan, folder), digests)
         return output.path
     with (
         Filler(plan, numbers, output.folder, 1 + num_writers(workers), skip_bad=on_bad == "skip") as filler,
@@ -123,7 +123,7 @@ def convert(
             digests = convert_shards(filler, pool, advance)
         if task is not None:
             return folder
-        finish(plan, output, digests)
+        finish(plan, output, finished_shards(plan, folder), digests)
     return output.path
 
 
@@ -149,7 +149,8 @@ def merge(out: str | Place, *, progress: bool = False) -> Place:
         )
     with output.held() as folder:
         plan = read_plan(folder / PLAN_NAME)
-        missing = [n for n in range(len(plan.shards)) if finished_shard(plan, n, folder) is None]
+        found = finished_shards(plan, folder)
+        missing = [number for number, metadata in enumerate(found) if metadata is None]
         if missing:
             num_shards, first = len(plan.shards), missing[0]
             raise DatasetError(
@@ -157,7 +158,7 @@ def merge(out: str | Place, *, progress: bool = False) -> Place:
                 f"{plan.shards[first].file}, which --task {first + 1}/{num_shards} writes); run their tasks again."
             )
         with progress_bar("merge", len(plan.source.records), progress) as advance:
-            finish(plan, output, advance=advance)
+            finish(plan, output, found, advance=advance)
     return output.path
 
 
@@ -202,6 +203,7 @@ def listed(source: str | Place | Source, split: Mapping[str, float] | None, seed
 def finish(
     plan: Plan,
     output: Output,
+    found: Sequence[dict[str, Any] | None],
     digests: Mapping[str, str] | None = None,
     advance: Callable[[int], object] = lambda _: None,
 ) -> None:
@@ -210,6 +212,7 @@ def finish(
     Args:
         plan: what was converted.
         output: where to.
+        found: what `finished_shards` said of it.
         digests: SHA-256 (hex) of the files that this process has written; the others are read for it.
         advance: called with the number of samples that are done.
 
@@ -224,8 +227,7 @@ def finish(
     files = [output.folder / shard.file for shard in plan.shards]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:  # hashing lets go of the GIL
         sha256s = threads.map(lambda file: (digests or {}).get(file.name) or sha256_of(file), files)
-        for number, (shard, file) in enumerate(zip(plan.shards, files, strict=True)):
-            metadata = finished_shard(plan, number, output.folder)
+        for shard, file, metadata in zip(plan.shards, files, found, strict=True):
             if metadata is None:
                 raise DatasetError(f"{printable(file)} is missing or unfinished; run the same command again.")
             if shard.split == "train":

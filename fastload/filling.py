@@ -19,7 +19,7 @@ from fastload.errors import DecodeError
 from fastload.files import Draft, draft_path
 from fastload.formats.resident import read_shard_metadata
 from fastload.formats.shardfile import Rows, memory_file, publish, send, unwritten
-from fastload.places import Place, Url
+from fastload.places import Place, Url, each
 from fastload.plan import Plan
 from fastload.pool import Pool
 from fastload.records import Record, Source
@@ -194,6 +194,11 @@ def finished_shard(plan: Plan, number: int, folder: Place) -> dict[str, Any] | N
     """Return the metadata of a shard that stands there whole and belongs to this plan, else None."""
     metadata = read_shard_metadata(folder / plan.shards[number].file)
     return metadata if metadata is not None and metadata.get("plan") == plan.digest else None
+
+
+def finished_shards(plan: Plan, folder: Place) -> list[dict[str, Any] | None]:
+    """Return what `finished_shard` says of every shard; at a URL, several are asked for at a time."""
+    return list(each(lambda number: finished_shard(plan, number, folder), range(len(plan.shards)), folder))
 
 
 def convert_shards(filler: Filler, pool: Pool, advance: Callable[[int], object]) -> dict[str, str]:
