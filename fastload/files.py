@@ -104,13 +104,13 @@ def write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
         rest, offset = rest[num_written:], offset + num_written
 
 
-def blocks_of(descriptor: int) -> Iterator[memoryview]:
-    """Yield the content of an open file from its start; each block is overwritten by the next."""
+def blocks_of(descriptor: int) -> Iterator[bytes]:
+    """Yield the content of an open file from its start."""
     # Not mapped: a disk that fails would kill the process, where reading says so.
-    block, offset = bytearray(_BLOCK_BYTES), 0
-    while num_read := os.preadv(descriptor, [block], offset):
-        yield memoryview(block)[:num_read]
-        offset += num_read
+    offset = 0
+    while block := os.pread(descriptor, _BLOCK_BYTES, offset):
+        yield block
+        offset += len(block)
 
 
 def lock(descriptor: int, *, shared: bool = False) -> bool:

@@ -6,8 +6,7 @@ parent sees the pipe close, looks up which row the dead one was at, and says so.
 for a while: on two cores threads did as well, on sixteen they are expected to wait for it (an estimate,
 not a measurement). And torch's number of threads, which must be 1 in here, is a setting of the process.
 
-Forked, as torch's DataLoader does on Linux: they start in milliseconds, have the plan without sending it,
-and share the memory that the rows go into, which is anonymous (a container's /dev/shm is often 64 MB).
+Forked, as torch's DataLoader does on Linux: they start in milliseconds, and have the plan without sending it.
 Elsewhere fork is not safe, and threads do the same work with the same results.
 
 Nothing is pickled: tasks are numbers, results are bytes, errors are JSON.
