@@ -62,6 +62,7 @@ class Filler:
         # The smallest last: while it is flushed nobody decodes any more.
         self.numbers = tuple(sorted(numbers, key=lambda n: -len(plan.shards[n].records)))
         self.skip_bad = skip_bad
+        self._digest = plan.digest  # once, and not in every process: it reads the whole listing
         self.num_at_a_time = min(num_at_a_time, max(1, len(self.numbers)))
         self.slots = {number: place % self.num_at_a_time for place, number in enumerate(self.numbers)}
         # A store takes whole files only, so what goes there is made in memory: before the pool forks.
@@ -160,7 +161,7 @@ class Filler:
             self._drafts.pop(number).discard()
 
     def _metadata(self, skipped: list[dict[str, str]], total: list[list[int]]) -> dict[str, Any]:
-        return {"plan": self.plan.digest, "skipped": skipped, "sum": total[0], "square": total[1]}
+        return {"plan": self._digest, "skipped": skipped, "sum": total[0], "square": total[1]}
 
     def _rows(self, number: int) -> Rows:
         """Return where the rows of a shard lie: the same in every process."""
