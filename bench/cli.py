@@ -140,6 +140,10 @@ def convert(
         typer.Option(metavar="WIDTHxHEIGHT", help="Make photographs instead of a folder.", show_default=False),
     ] = None,
     count: Annotated[int, typer.Option(help="How many photographs --made makes.")] = 2000,
+    slow_images: Annotated[
+        int | None,
+        typer.Option(help="The PIL loop and ffcv's writer take only so many of the images.", show_default=False),
+    ] = None,
     json: Json = None,
 ) -> None:
     """Measure conversion: images/s of decoding alone, of fastload, of ffcv's writer and of the usual PIL loop.
@@ -148,7 +152,8 @@ def convert(
     """
     from bench.convert import measure, say
 
-    say(measure(folder, size=size, workers=workers, rounds=rounds, repeat=repeat, made=made, count=count), json)
+    say(measure(folder, size=size, workers=workers, rounds=rounds, repeat=repeat, made=made, count=count,
+                slow_images=slow_images), json)  # fmt: skip
 
 
 @app.command()

@@ -145,7 +145,17 @@ def test_the_commands_and_their_flags_are_these() -> None:
         ],
         "memory": ["--batch-size", "--epochs", "--json", "--size", "--store", "folder"],
         "growth": ["--batch-size", "--json", "--rounds", "--thousands"],
-        "convert": ["--count", "--json", "--made", "--repeat", "--rounds", "--size", "--workers", "folder"],
+        "convert": [
+            "--count",
+            "--json",
+            "--made",
+            "--repeat",
+            "--rounds",
+            "--size",
+            "--slow-images",
+            "--workers",
+            "folder",
+        ],
         "augment": ["--batch-size", "--device", "--json", "--rounds", "--size", "--store"],
         "figures": ["--check"],
     }  # fmt: skip
