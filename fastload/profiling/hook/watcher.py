@@ -1,0 +1,480 @@
+"""Times every loop over batches in the process of a watched script, and writes what it saw to one file.
+
+Knows the standard library and torch only (see __init__). No mistake in here reaches the script: the first one ends
+the watching, and is told in the file. Nothing is ever synchronized; on a GPU the times come from events on the
+compute stream, which are read long after they have passed.
+
+A step lasts from one `next()` to the following one of the same iterator. Its wait is the time in all loaders' `next()`
+within it (two loaders in turns feed one step); on a GPU, the time that the compute stream stood still meanwhile.
+A step in which another loop began (a validation inside an epoch), and the first one of each pass, do not count.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import sys
+import threading
+import time
+import weakref
+from typing import Any
+
+import torch
+
+FOLDER_VARIABLE = "FASTLOAD_WATCH_FOLDER"
+NUM_WARMUP = 3
+MAX_ROWS = 4096  # of each loop: beyond it every second one is dropped, and from then on every second one kept
+MAX_WORKERS = 4096
+# Writing takes a part of 1/WRITE_COST of the time at most, and not twice in a second.
+WRITE_COST, WRITE_SECONDS = 500, 1.0
+
+
+class HostClock:
+    """Times of the host: right where the step is synchronous, as on a CPU."""
+
+    name = "cpu"
+
+    def mark(self) -> Any:
+        """Return this moment."""
+        return time.perf_counter()
+
+    def has_passed(self, mark: Any) -> bool:
+        """Tell whether `seconds` can be asked for."""
+        return True
+
+    def seconds(self, begin: Any, end: Any) -> float:
+        """Return the time between two marks."""
+        return float(end - begin)
+
+    def give_back(self, *marks: Any) -> None:
+        """Take marks that are not needed any more."""
+
+
+class CudaClock:
+    """Times of the compute stream of one GPU: events, taken from a pool and given back."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.name = str(device)
+        self._device = device
+        self._pool: list[Any] = []
+
+    def mark(self) -> Any:
+        """Record an event; None while a graph is captured, which must not contain it."""
+        if torch.cuda.is_current_stream_capturing():
+            return None
+        event = self._pool.pop() if self._pool else torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def has_passed(self, mark: Any) -> bool:
+        """Tell whether the GPU has come to the event."""
+        return bool(mark is None or mark.query())
+
+    def seconds(self, begin: Any, end: Any) -> float:
+        """Return the time between two events; 0 where one was not recorded."""
+        return 0.0 if begin is None or end is None else float(begin.elapsed_time(end)) / 1e3
+
+    def give_back(self, *marks: Any) -> None:
+        """Take events that are not needed any more."""
+        self._pool += [mark for mark in marks if mark is not None]
+
+
+class Step:
+    """One step: marks of the device, times of the host, and how many rows came."""
+
+    __slots__ = ("arrived", "begin", "clock", "counts", "end", "host_begin", "host_wait", "others", "rows", "shared")
+
+    def __init__(self, clock: Any, host_begin: float) -> None:
+        self.clock, self.begin, self.arrived, self.end = clock, clock.mark(), None, None
+        self.host_begin, self.host_wait = host_begin, 0.0
+        self.others: list[tuple[Any, Any]] = []  # waits of other loops' steps within this one
+        self.rows, self.counts, self.shared = 0, True, False
+
+
+class Loop:
+    """All passes over the batches of one dataset at one place of the script."""
+
+    def __init__(self, about: dict[str, Any], dataset: Any) -> None:
+        self.about = about
+        try:
+            self._dataset: Any = weakref.ref(dataset)
+        except TypeError:
+            self._dataset = lambda: dataset  # a list, say
+        self.totals = {"steps": 0, "rows": 0, "seconds": 0.0, "wait_seconds": 0.0, "host_wait_seconds": 0.0}
+        self.starts = {"count": 0, "seconds": 0.0, "wait_seconds": 0.0}
+        self.rows: list[tuple[float, float, float, float, int]] = []
+        self.workers: list[int] = []
+        self.warmup_left = NUM_WARMUP
+        self._stride = self._until_kept = 1
+        self.pending: list[Step] = []
+
+    def is_of(self, dataset: Any) -> bool:
+        """Tell whether `dataset` is this loop's; one that is gone has been made anew."""
+        own = self._dataset()
+        return own is None or own is dataset
+
+    def collect(self) -> None:
+        """Book the steps that the device has come past."""
+        while self.pending and self.pending[0].clock.has_passed(self.pending[0].end):
+            self._book(self.pending.pop(0))
+
+    def _book(self, step: Step) -> None:
+        clock = step.clock
+        seconds = clock.seconds(step.begin, step.end)
+        wait = clock.seconds(step.begin, step.arrived) + sum(clock.seconds(*marks) for marks in step.others)
+        if not step.shared:  # with another loop's step, which may still need these marks
+            clock.give_back(step.begin, step.arrived, step.end)
+        if not step.counts or seconds <= 0:
+            return
+        totals = self.totals
+        totals["steps"] += 1
+        totals["rows"] += step.rows
+        totals["seconds"] += seconds
+        totals["wait_seconds"] += wait
+        totals["host_wait_seconds"] += step.host_wait
+        self._until_kept -= 1
+        if self._until_kept == 0:
+            self._until_kept = self._stride
+            self.rows.append((step.host_begin, seconds, wait, step.host_wait, step.rows))
+            if len(self.rows) >= MAX_ROWS:
+                self.rows = self.rows[::2]
+                self._stride *= 2
+                self._until_kept = self._stride
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON takes it."""
+        rows = [[round(b, 4), round(s, 7), round(w, 7), round(h, 7), n] for b, s, w, h, n in self.rows]
+        return {**self.about, "totals": self.totals, "starts": self.starts, "workers": self.workers, "rows": rows}
+
+
+class Pass:
+    """One iterator over a loader: one epoch, or a part of one."""
+
+    __slots__ = ("__weakref__", "asked", "loop", "step")
+
+    def __init__(self, loop: Loop | None, asked: float) -> None:
+        self.loop, self.asked = loop, asked  # asked: when iter() was called, None once the first batch came
+        self.step: Step | None = None
+
+
+class Watcher:
+    """What this process has seen; one, made at the first import of a watched module."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._local = threading.local()
+        self._reset()
+        os.register_at_fork(after_in_child=self._reset)
+        atexit.register(self.write)
+
+    def _reset(self) -> None:
+        self.error: str | None = None
+        self.loops: dict[tuple[Any, ...], list[Loop]] = {}
+        # A pass is kept by its iterator: one that is left early goes with it.
+        self._open: weakref.WeakSet[Pass] = weakref.WeakSet()
+        self._clock: Any = None
+        self._rank: tuple[int, int] | None = None
+        self._written, self._writing_took = 0.0, 0.0
+        self._begin_wall, self._begin = time.time(), time.perf_counter()
+        self._local.depth = 0
+
+    # What the patched methods call, in this order. Each returns at once, and is the only one that touches its pass.
+
+    def pass_begins(self, loader: Any, iterator: Any, asked: float) -> Pass:
+        """Return the pass of an iterator that has just been made."""
+        if torch.utils.data.get_worker_info() is not None:
+            return Pass(None, asked)  # a worker that reads through a loader of its own
+        site, own = _call_site()
+        made = Pass(None if own else self._loop(loader, site), asked)
+        if made.loop is not None:
+            for left in [other for other in self._open if other.loop is made.loop]:
+                self._open.discard(left)
+            pids = [w.pid for w in getattr(iterator, "_workers", ())]
+            made.loop.workers += [p for p in pids if p not in made.loop.workers][: MAX_WORKERS - len(made.loop.workers)]
+            made.loop.about["passes"] += 1
+        return made
+
+    def step_begins(self, current: Pass) -> Step | None:
+        """Close the step before, if there is one, and open the next; None within another loader's `next()`."""
+        depth = self._local.depth = getattr(self._local, "depth", 0) + 1
+        if depth > 1 or current.loop is None:
+            return None
+        now = time.perf_counter()
+        if current.step is not None:
+            self._close(current, current.step)
+        step = current.step = Step(self._clock_now(), now)
+        if current.asked:
+            for other in self._open:
+                if other.step is not None and other is not current:
+                    other.step.counts = False
+            self._open.add(current)
+        return step
+
+    def data_arrived(self, step: Step | None) -> None:
+        """Mark where the loader's own work on the device begins; the first call counts."""
+        if step is not None and step.arrived is None:
+            step.arrived = step.clock.mark()
+
+    def next_returned(self, current: Pass, step: Step | None, batch: Any, *, over: bool) -> None:
+        """Book the wait of a batch that came, or the end of the pass."""
+        self._local.depth -= 1
+        loop = current.loop
+        if step is None or loop is None:
+            return
+        if isinstance(step.clock, HostClock):
+            step.arrived = None  # the time of the loader's own work is time of this process, too
+        self.data_arrived(step)
+        step.host_wait = time.perf_counter() - step.host_begin
+        if over:
+            current.step = None
+            self._open.discard(current)
+            self._write_now_and_then()
+            return
+        step.rows = num_rows(batch)
+        starts, loop.warmup_left = bool(current.asked) or loop.warmup_left > 0, loop.warmup_left - 1
+        if starts:
+            step.counts = False
+        if current.asked:
+            loop.starts["count"] += 1
+            loop.starts["wait_seconds"] += time.perf_counter() - current.asked
+        for other in self._open:
+            if other is not current and other.step is not None and other.step.clock is step.clock:
+                other.step.others.append((step.begin, step.arrived))
+                step.shared = True
+                other.step.host_wait += step.host_wait
+
+    def stop(self, error: Exception) -> None:
+        """Watch no more: something went wrong in here."""
+        self.error = f"{type(error).__name__}: {error}"
+
+    def write(self) -> None:
+        """Write the file whole or not at all."""
+        if not any(self.loops.values()) and self.error is None:
+            return
+        try:
+            begin = time.perf_counter()
+            file = os.path.join(self._folder, f"loops-{os.getpid()}.json")  # noqa: PTH118
+            with open(f"{file}.tmp", "w") as opened:  # noqa: PTH123
+                json.dump(self._as_dict(), opened)
+            os.replace(f"{file}.tmp", file)  # noqa: PTH105
+            self._written = time.perf_counter()
+            self._writing_took = self._written - begin
+        except Exception as e:
+            self.stop(e)
+
+    def _close(self, current: Pass, step: Step) -> None:
+        loop = current.loop
+        assert loop is not None
+        step.end = step.clock.mark()
+        if current.asked:
+            loop.starts["seconds"] += time.perf_counter() - current.asked
+            current.asked = 0.0
+        loop.pending.append(step)
+        loop.collect()
+        self._write_now_and_then()
+
+    def _write_now_and_then(self) -> None:
+        if time.perf_counter() - self._written > max(WRITE_SECONDS, WRITE_COST * self._writing_took):
+            self.write()
+
+    def _clock_now(self) -> Any:
+        """Return the clock of the device that the script uses by now."""
+        if self._clock is None or (isinstance(self._clock, HostClock) and torch.cuda.is_initialized()):
+            on_gpu = torch.cuda.is_initialized()
+            self._clock = CudaClock(torch.device("cuda", torch.cuda.current_device())) if on_gpu else HostClock()
+        return self._clock
+
+    def _loop(self, loader: Any, site: str) -> Loop:
+        dataset = getattr(loader, "dataset", loader)
+        about = describe(loader, dataset, site)
+        same = self.loops.setdefault((site, about["dataset"], about["num_samples"], about["batch_size"]), [])
+        for loop in same:
+            if loop.is_of(dataset):
+                return loop
+        same.append(Loop(about, dataset))
+        return same[-1]
+
+    def _find_rank(self) -> tuple[int, int]:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            self._rank = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        if self._rank is None:
+            numbers = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE")]
+            self._rank = (int(numbers[0]), int(numbers[1])) if all(n.isdecimal() for n in numbers) else (0, 1)
+        return self._rank
+
+    def _as_dict(self) -> dict[str, Any]:
+        loops = [loop for same in self.loops.values() for loop in same]
+        for loop in loops:
+            loop.collect()
+        rank, world_size = self._find_rank()
+        on_gpu = isinstance(self._clock, CudaClock)
+        return {
+            "pid": os.getpid(), "rank": rank, "world_size": world_size, "error": self.error,
+            "device": "cpu" if self._clock is None else self._clock.name,
+            "gpu_memory_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
+            "gpu": torch.cuda.get_device_name() if on_gpu else None,
+            "python": sys.version.split()[0], "torch": torch.__version__, "script": sys.argv[:1],
+            "began": self._begin_wall, "seconds": time.perf_counter() - self._begin, "clock_began": self._begin,
+            "loops": [loop.as_dict() for loop in loops],
+        }  # fmt: skip
+
+
+def describe(loader: Any, dataset: Any, site: str) -> dict[str, Any]:
+    """Return what a loader is, as far as it says."""
+    sampler = getattr(loader, "sampler", None)
+    context = getattr(loader, "multiprocessing_context", None)
+    placement = getattr(loader, "placement", None)
+    return {
+        "site": site, "loader": type(loader).__name__, "dataset": type(dataset).__name__,
+        "num_samples": _length(dataset), "batch_size": _batch_size(loader),
+        "shuffles": None if sampler is None else "Random" in type(sampler).__name__,
+        "num_workers": getattr(loader, "num_workers", None), "pin_memory": getattr(loader, "pin_memory", None),
+        "persistent_workers": getattr(loader, "persistent_workers", None),
+        "prefetch_factor": getattr(loader, "prefetch_factor", None),
+        "start_method": None if context is None else context.get_start_method(),
+        "placement": None if placement is None else str(getattr(placement, "kind", placement)),
+        "in_main_thread": threading.current_thread() is threading.main_thread(), "passes": 0,
+    }  # fmt: skip
+
+
+def _length(dataset: Any) -> int | None:
+    try:
+        return len(dataset)
+    except Exception:  # an IterableDataset, or whatever a script's own __len__ raises
+        return None
+
+
+def _batch_size(loader: Any) -> int | None:
+    for holder in (loader, getattr(loader, "batch_sampler", None), getattr(loader, "shares", None)):
+        size = getattr(holder, "batch_size", None)
+        if isinstance(size, int):
+            return size
+    return None
+
+
+def num_rows(batch: Any, depth: int = 0) -> int:
+    """Return the number of samples in a batch: the length of the first tensor found in it."""
+    if isinstance(batch, torch.Tensor):
+        return int(batch.shape[0]) if batch.ndim else 1
+    if depth > 4:
+        return 0
+    try:
+        inner = batch.values() if hasattr(batch, "values") else batch if isinstance(batch, list | tuple) else ()
+        return next((n for n in (num_rows(value, depth + 1) for value in inner) if n), 0)
+    except TypeError:  # values that is no method, as of a sparse tensor's look-alike
+        return 0
+
+
+def _call_site() -> tuple[str, bool]:
+    """Return the script's own line that asks for an iterator, and whether fastload's own Loader asks for it."""
+    frame: Any = sys._getframe(2)
+    last = "?"
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if "/fastload/stores/" in file:
+            return last, True
+        if file != __file__:
+            last = f"{os.path.basename(file)}:{frame.f_lineno}"  # noqa: PTH119
+            if not _is_library(file):
+                return last, False
+        frame = frame.f_back
+    return last, False
+
+
+def _is_library(file: str) -> bool:
+    return "-packages/" in file or file.startswith(("<frozen", _STDLIB, _PACKAGE))
+
+
+_STDLIB = os.path.dirname(os.__file__) + "/"  # noqa: PTH120
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) + "/"  # noqa: PTH100, PTH120
+_watcher: Watcher | None = None
+
+
+def start() -> Watcher:
+    """Return the watcher of this process."""
+    global _watcher
+    if _watcher is None:
+        _watcher = Watcher(os.environ[FOLDER_VARIABLE])
+    return _watcher
+
+
+def watch_dataloader(module: Any) -> None:
+    """Time `next()` of every iterator of torch's DataLoader: its types and what it gives stay what they are."""
+    watcher = start()
+    loader, iterator = module.DataLoader, module._BaseDataLoaderIter
+    original_iter, original_next = loader.__iter__, iterator.__next__
+
+    def __iter__(self: Any) -> Any:
+        asked = time.perf_counter()
+        made = original_iter(self)
+        if watcher.error is None:
+            try:
+                made._fastload_pass = watcher.pass_begins(self, made, asked)
+            except Exception as e:
+                watcher.stop(e)
+        return made
+
+    def __next__(self: Any) -> Any:
+        current = None if watcher.error else getattr(self, "_fastload_pass", None)
+        if current is None:
+            return original_next(self)
+        step = _safely(watcher, watcher.step_begins, current)
+        try:
+            batch = original_next(self)
+        except BaseException:
+            _safely(watcher, watcher.next_returned, current, step, None, over=True)
+            raise
+        _safely(watcher, watcher.next_returned, current, step, batch, over=False)
+        return batch
+
+    loader.__iter__, iterator.__next__ = __iter__, __next__
+
+
+def watch_fastload(module: Any) -> None:
+    """Time fastload's own Loader; its copies and augmentation on a GPU are not booked as waiting."""
+    watcher = start()
+    original = module.Loader.__iter__
+
+    def __iter__(self: Any) -> Any:
+        asked, before = time.perf_counter(), self.on_device_work
+        batches = original(self)
+        current = _safely(watcher, watcher.pass_begins, self, batches, asked)
+
+        def arrived() -> None:
+            if current is not None:
+                _safely(watcher, watcher.data_arrived, current.step)
+            if before is not None:
+                before()
+
+        self.on_device_work = arrived
+        try:
+            while True:
+                step = None if current is None else _safely(watcher, watcher.step_begins, current)
+                batch, over = None, True
+                try:
+                    batch = next(batches)
+                    over = False
+                except StopIteration:
+                    return
+                finally:
+                    if current is not None:
+                        _safely(watcher, watcher.next_returned, current, step, batch, over=over)
+                yield batch
+                del batch
+        finally:
+            if self.on_device_work is arrived:
+                self.on_device_work = before
+            batches.close()
+
+    module.Loader.__iter__ = __iter__
+
+
+def _safely(watcher: Watcher, call: Any, *values: Any, **named: Any) -> Any:
+    if watcher.error is not None:
+        return None
+    try:
+        return call(*values, **named)
+    except Exception as e:
+        watcher.stop(e)
+        return None
