@@ -6,15 +6,26 @@ not the time the host spent in `next()`. On the CPU the step is synchronous and 
 
 from __future__ import annotations
 
+import math
 import time
+from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from enum import IntEnum
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 Batch = TypeVar("Batch")
+
+
+class _Kind(IntEnum):
+    STEP = 0
+    WARMUP = 1
+    START = 2  # the first batch of an epoch
+    END = 3  # asking for a batch after the last one: workers end here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +37,14 @@ class Timing:
         num_images: images of these steps.
         wall_seconds: their duration, data wait included.
         wait_seconds: the part of it in which the device waited for data.
-        step_seconds: duration of each of them.
+        step_seconds, step_waits, step_images, step_ends: of each of them; it ended so long after the loop began.
+        own_seconds: the loader's own work on the device, no part of the wait; None where it does not tell.
         num_starts, start_seconds: first batches of epochs and warm-up steps, and their duration.
+        num_epochs: loops that were begun.
+        later_seconds, later_waits: duration of the first and data wait of the first and the last `next()` of all
+            epochs but the first.
+        next_seconds, next_cpu_seconds: the host's time in all `next()`, and the processor time that the thread which
+            called them used meanwhile.
     """
 
     num_steps: int
@@ -37,6 +54,15 @@ class Timing:
     step_seconds: tuple[float, ...] = field(repr=False)
     num_starts: int
     start_seconds: float
+    step_waits: tuple[float, ...] = field(default=(), repr=False)
+    step_images: tuple[int, ...] = field(default=(), repr=False)
+    step_ends: tuple[float, ...] = field(default=(), repr=False)
+    own_seconds: float | None = None
+    num_epochs: int = 0
+    later_seconds: float = 0.0
+    later_waits: float = 0.0
+    next_seconds: float = 0.0
+    next_cpu_seconds: float = 0.0
 
     @property
     def images_per_second(self) -> float | None:
@@ -48,9 +74,28 @@ class Timing:
         """Data wait over wall time; None where no step counted."""
         return self.wait_seconds / self.wall_seconds if self.wall_seconds > 0 else None
 
+    @property
+    def start_share(self) -> float | None:
+        """Data wait at the edges of epochs over the wall time of whole epochs; None where there was only one epoch."""
+        if self.num_epochs < 2 or self.wall_seconds <= 0:
+            return None
+        within = self.wall_seconds * (self.num_epochs - 1) / self.num_epochs
+        return self.later_waits / (self.later_seconds + within)
+
+
+class _Step(NamedTuple):
+    kind: _Kind
+    number: int  # of its images where it counts, else of its epoch
+    seconds: float
+    wait: float
+    own: float | None
+    ended: float
+
 
 class WaitMeter:
     """Watches loops over batches and adds up how long the device waited for data.
+
+    It never harms the loop: where a clock of its own fails, it stops measuring and says why in `failure`.
 
     Args:
         device: where the steps run.
@@ -60,8 +105,18 @@ class WaitMeter:
     def __init__(self, device: torch.device, *, num_warmup: int = 0) -> None:
         self._clock: _HostClock | _CudaClock = _CudaClock(device) if device.type == "cuda" else _HostClock()
         self._warmup_left = num_warmup
-        self._steps: list[tuple[float, float, int]] = []  # duration, wait, images
-        self._starts: list[float] = []
+        # Of the steps that count, as plain numbers: a loop may have millions.
+        self._seconds, self._waits, self._ends = array("d"), array("d"), array("d")
+        self._images = array("q")
+        self._own: float | None = None
+        self._num_starts, self._start_seconds = 0, 0.0
+        self._num_epochs, self._later_seconds, self._later_waits = 0, 0.0, 0.0
+        self._next_seconds, self._next_cpu_seconds = 0.0, 0.0
+        self.failure: Exception | None = None
+
+    def settle(self, num_steps: int) -> None:
+        """Let the step under way and the `num_steps` after it not count: something else came in between."""
+        self._warmup_left = num_steps + 1
 
     def watch(self, batches: Iterable[Batch], *, loader: Any = None) -> Iterator[Batch]:
         """Yield what `batches` yields; leaving it early is fine.
@@ -76,24 +131,34 @@ class WaitMeter:
         loader = batches if loader is None else loader
         hooked = getattr(loader, "on_device_work", self) is not self
         if hooked:
-            loader.on_device_work = clock.data_arrived
-        iterator = iter(batches)
-        first, num_images = True, 0
+            loader.on_device_work = partial(self._safely, clock.own_work_begins)
+        kind, iterator, epoch = _Kind.START, None, self._num_epochs
+        self._num_epochs += 1
         try:
+            # Before iter(): a DataLoader starts its workers there, and that is waiting too.
+            self._safely(clock.step_begins)
+            iterator = iter(batches)
             while True:
-                clock.step_begins()
+                wall, cpu = time.perf_counter(), time.thread_time()
                 try:
                     batch = next(iterator)
                 except StopIteration:
+                    self._safely(clock.data_arrived)
+                    self._safely(clock.step_ends, _Kind.END, epoch)
                     break
-                clock.data_arrived()
-                num_images = _num_rows(batch)
+                self._safely(clock.data_arrived)
+                self._next_seconds += time.perf_counter() - wall
+                self._next_cpu_seconds += time.thread_time() - cpu
+                num_images = num_rows(batch)
                 yield batch
-                counts = not first and self._warmup_left <= 0
+                del batch  # the caller's alone
+                if kind is not _Kind.START:
+                    kind = _Kind.WARMUP if self._warmup_left > 0 else _Kind.STEP
                 self._warmup_left -= 1
-                clock.step_ends(num_images if counts else None)
-                first = False
-                self._collect()
+                self._safely(clock.step_ends, kind, num_images if kind is _Kind.STEP else epoch)
+                kind = _Kind.STEP
+                self._safely(self._collect)
+                self._safely(clock.step_begins)
         finally:
             if hooked:
                 loader.on_device_work = None
@@ -104,54 +169,75 @@ class WaitMeter:
 
     def result(self) -> Timing:
         """Return everything so far; waits once for the device."""
-        self._clock.wait()
-        self._collect()
-        durations = tuple(duration for duration, _, _ in self._steps)
+        self._safely(self._clock.wait)
+        self._safely(self._collect)
         return Timing(
-            num_steps=len(self._steps),
-            num_images=sum(images for _, _, images in self._steps),
-            wall_seconds=sum(durations),
-            wait_seconds=sum(wait for _, wait, _ in self._steps),
-            step_seconds=durations,
-            num_starts=len(self._starts),
-            start_seconds=sum(self._starts),
-        )
+            num_steps=len(self._seconds), num_images=sum(self._images), wall_seconds=math.fsum(self._seconds),
+            wait_seconds=math.fsum(self._waits), step_seconds=tuple(self._seconds), step_waits=tuple(self._waits),
+            step_images=tuple(self._images), step_ends=tuple(self._ends), own_seconds=self._own,
+            num_starts=self._num_starts, start_seconds=self._start_seconds, num_epochs=self._num_epochs,
+            later_seconds=self._later_seconds, later_waits=self._later_waits,
+            next_seconds=self._next_seconds, next_cpu_seconds=self._next_cpu_seconds,
+        )  # fmt: skip
 
     @property
     def num_steps(self) -> int:
         """Steps that count and have ended; does not wait for the device."""
-        return len(self._steps)
+        return len(self._seconds)
 
     @property
     def share_so_far(self) -> float | None:
         """Data wait over wall time of the last 100 steps that have ended; does not wait for the device."""
-        wall = sum(duration for duration, _, _ in self._steps[-100:])
-        return sum(wait for _, wait, _ in self._steps[-100:]) / wall if wall > 0 else None
+        wall = sum(self._seconds[-100:])
+        return sum(self._waits[-100:]) / wall if wall > 0 else None
+
+    def _safely(self, call: Callable[..., object], *arguments: object) -> None:
+        if self.failure is None:
+            try:
+                call(*arguments)
+            except Exception as failure:  # the user's loop goes on whatever happens to a clock
+                self.failure = failure
 
     def _collect(self) -> None:
-        for duration, wait, num_images in self._clock.finished():
-            if num_images is None:
-                self._starts.append(duration)
-            else:
-                self._steps.append((duration, wait, num_images))
+        for step in self._clock.finished():
+            if step.own is not None and step.kind is _Kind.STEP:
+                self._own = (self._own or 0.0) + step.own
+            if step.kind is _Kind.STEP:
+                self._seconds.append(step.seconds)
+                self._waits.append(step.wait)
+                self._ends.append(step.ended)
+                self._images.append(step.number)
+                continue
+            if step.kind is not _Kind.END:
+                self._num_starts += 1
+                self._start_seconds += step.seconds
+            if step.kind is not _Kind.WARMUP and step.number > 0:
+                self._later_seconds += step.seconds
+                self._later_waits += step.wait
 
 
 class _HostClock:
     def __init__(self) -> None:
-        self._done: list[tuple[float, float, int | None]] = []
+        self._done: list[_Step] = []
+        self._origin: float | None = None
         self._begin = self._arrived = 0.0
 
     def step_begins(self) -> None:
         self._begin = time.perf_counter()
+        if self._origin is None:
+            self._origin = self._begin
+
+    def own_work_begins(self) -> None:
+        pass  # on the host, copy and augmentation take the step's own time: they are waiting
 
     def data_arrived(self) -> None:
-        # Called at the loader's hook too: the last call, after next(), is the one that stays.
         self._arrived = time.perf_counter()
 
-    def step_ends(self, num_images: int | None) -> None:
-        self._done.append((time.perf_counter() - self._begin, self._arrived - self._begin, num_images))
+    def step_ends(self, kind: _Kind, number: int) -> None:
+        now, begin = time.perf_counter(), self._begin
+        self._done.append(_Step(kind, number, now - begin, self._arrived - begin, None, now - (self._origin or 0.0)))
 
-    def finished(self) -> Iterator[tuple[float, float, int | None]]:
+    def finished(self) -> Iterator[_Step]:
         done, self._done = self._done, []
         yield from done
 
@@ -160,44 +246,89 @@ class _HostClock:
 
 
 class _CudaClock:
-    """Events on the current stream, taken from a pool and read when they have passed."""
+    """Events on the current stream, taken from a pool and read when they have passed.
+
+    A step that is captured into a graph is left out: an event recorded then would become a part of the graph.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool: list[Any] = []
-        self._pending: deque[tuple[Any, Any, Any, int | None]] = deque()
+        self._pending: deque[tuple[_Kind, int, float, tuple[Any, Any, Any, Any]]] = deque()
+        self._origin: float | None = None
         self._begin: Any = None
         self._arrived: Any = None
+        self._ready: Any = None
 
     def step_begins(self) -> None:
-        self._begin, self._arrived = self._event(), None
+        if self._origin is None:
+            self._origin = time.perf_counter()
+        self._begin, self._arrived, self._ready = self._event(), None, None
 
-    def data_arrived(self) -> None:
-        # The first call counts: at the hook, before the loader's own copy and augmentation.
+    def own_work_begins(self) -> None:
         if self._arrived is None:
             self._arrived = self._event()
 
-    def step_ends(self, num_images: int | None) -> None:
-        self._pending.append((self._begin, self._arrived, self._event(), num_images))
+    def data_arrived(self) -> None:
+        if self._arrived is None:
+            self._arrived = self._event()
+        else:
+            self._ready = self._event()
 
-    def finished(self) -> Iterator[tuple[float, float, int | None]]:
-        while self._pending and self._pending[0][2].query():
-            begin, arrived, end, num_images = self._pending.popleft()
-            yield begin.elapsed_time(end) / 1e3, begin.elapsed_time(arrived) / 1e3, num_images
-            self._pool += [begin, arrived, end]
+    def step_ends(self, kind: _Kind, number: int) -> None:
+        end = self._event()
+        if self._begin is None or self._arrived is None or end is None:
+            return
+        ended = time.perf_counter() - (self._origin or 0.0)
+        self._pending.append((kind, number, ended, (self._begin, self._arrived, self._ready, end)))
+
+    def finished(self) -> Iterator[_Step]:
+        while self._pending and self._pending[0][3][3].query():
+            kind, number, ended, events = self._pending.popleft()
+            begin, arrived, ready, end = events
+            own = None if ready is None else arrived.elapsed_time(ready) / 1e3
+            seconds, wait = begin.elapsed_time(end) / 1e3, begin.elapsed_time(arrived) / 1e3
+            self._pool += [event for event in events if event is not None]
+            yield _Step(kind, number, seconds, wait, own, ended)
 
     def wait(self) -> None:
         torch.cuda.synchronize(self._device)
 
     def _event(self) -> Any:
+        if torch.cuda.is_current_stream_capturing():
+            return None
         event = self._pool.pop() if self._pool else torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(self._device))
         return event
 
 
-def _num_rows(batch: Any) -> int:
-    """Return the number of samples in a batch: the length of the first tensor found in it."""
+def joined(timings: Sequence[Timing]) -> Timing:
+    """Return several timings as one: what they counted, one after the other."""
+    ends, steps_ended = 0.0, []
+    for timing in timings:
+        steps_ended += [ends + ended for ended in timing.step_ends]
+        ends += timing.step_ends[-1] if timing.step_ends else 0.0
+    own = [t.own_seconds for t in timings if t.own_seconds is not None]
+
+    def total(name: str) -> Any:
+        return sum(getattr(t, name) for t in timings)
+
+    def chain(name: str) -> tuple[Any, ...]:
+        return tuple(value for t in timings for value in getattr(t, name))
+
+    return Timing(
+        step_seconds=chain("step_seconds"), step_waits=chain("step_waits"), step_images=chain("step_images"),
+        step_ends=tuple(steps_ended), own_seconds=sum(own) if own else None,
+        **{name: total(name) for name in (
+            "num_steps", "num_images", "wall_seconds", "wait_seconds", "num_starts", "start_seconds", "num_epochs",
+            "later_seconds", "later_waits", "next_seconds", "next_cpu_seconds",
+        )},
+    )  # fmt: skip
+
+
+def num_rows(batch: Any) -> int:
+    """Return the number of samples in a batch: the length of the first tensor found in it; 0 where there is none."""
     if isinstance(batch, torch.Tensor):
         return int(batch.shape[0]) if batch.ndim else 1
-    inner = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, list | tuple) else ()
-    return next((n for n in map(_num_rows, inner) if n), 0)
+    inner = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
+    return next((n for n in map(num_rows, inner) if n), 0)
