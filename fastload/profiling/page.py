@@ -127,12 +127,12 @@ def _throughput(report: Json) -> str:
     most = max([ceiling or 0.0, *(row[2] for row in rows if row[0] == "work" and row[2])], default=0.0)
     shown = [(k, n, min(v, 1.6 * most) if v and k == "load" and most else v, w, i if k == "work" else None)
              for k, n, v, w, i in rows]  # fmt: skip
-    note = "<i class='line'></i> the ceiling, the same step on batches that are already there: " + (
+    note = "<i class='line'></i>ceiling, the same step on batches that are already there: " + (
         f"<b>{number(ceiling)}</b>" if ceiling else "not measured"
     )
     alt = "Images per second: " + ", ".join(f"{n} {w}" for _, n, _, w, _ in rows)
     return figure("Images per second", charts.bar_rows(shown, ceiling, f"{alt}, ceiling {number(ceiling)}"),
-                  f"<span class='legend'><span>{note}</span></span>", wide=True)  # fmt: skip
+                  note, wide=True)  # fmt: skip
 
 
 def _timeline(loop: Json) -> str:
@@ -166,7 +166,7 @@ def _use(report: Json, loop: Json) -> str:
         shares = [None if v is None else v / 100 for v in charts.binned(loop["series"]["nvml"])]
         if not shares:
             shares = [n / max(1, nvml["num_samples"]) for n in nvml["histogram"]]
-        told = f"GPU utilization as nvidia-smi gives it: {percent(nvml['zeros_share'])} of the samples are 0"
+        told = f"GPU utilization as the driver sees it, {percent(nvml['zeros_share'])} of the time at 0"
         parts.append(f"<p class='note'>{told}</p>{charts.strip(shares, told)}")
     if gpu["busy_share"] is not None:
         parts.append(f"<p>A kernel ran for <b>{percent(gpu['busy_share'])}</b> of a short window of steps.</p>")
@@ -177,8 +177,8 @@ def _use(report: Json, loop: Json) -> str:
         told = f"{len(loads)} cores, {percent(math.fsum(loads) / len(loads))} of them busy"
         parts.append(f"<p class='note'>{told}</p>{charts.strip(_some(loads), told)}")
     facts = _facts(gpu, system)
-    parts.append(f"<ul class='plain'>{facts}</ul>" if facts else "")
-    return figure("What the machine did meanwhile", "".join(parts))
+    parts.append(f"<ul class='facts'>{facts}</ul>" if facts else "")
+    return figure("Meanwhile on this machine", "".join(parts))
 
 
 def _some(loads: list[float]) -> list[float | None]:
@@ -226,11 +226,9 @@ def _changes(comparison: Comparison) -> str:
     bars = ""
     if speed:
         before, after = speed[0].before, speed[0].after
-        bars = charts.bar_rows([("track", "before", before, number(before), None),
+        bars = charts.bar_rows([("before", "before", before, number(before), None),
                                 ("work", "after", after, number(after), None)], None,
                                f"Images per second: {number(before)} before, {number(after)} after")  # fmt: skip
-        bars = bars.replace("<rect class='track' width='1000' height='20'/><rect class='track'",
-                            "<rect class='track' width='1000' height='20'/><rect class='own'")  # fmt: skip
     cells = "".join(
         f"<tr><td>{safe(row.what)}</td><td>{shown(row.before, row.unit)}</td><td>{shown(row.after, row.unit)}</td></tr>"
         for row in rows

@@ -83,11 +83,14 @@ class CudaClock:
 class Step:
     """One step: marks of the device, times of the host, and how many rows came."""
 
-    __slots__ = ("arrived", "begin", "clock", "counts", "end", "host_begin", "host_wait", "others", "rows", "shared")
+    __slots__ = (
+        "arrived", "begin", "clock", "counts", "cpu_begin", "end", "host_begin", "host_wait", "others", "ready", "rows",
+        "shared",
+    )  # fmt: skip
 
     def __init__(self, clock: Any, host_begin: float) -> None:
-        self.clock, self.begin, self.arrived, self.end = clock, clock.mark(), None, None
-        self.host_begin, self.host_wait = host_begin, 0.0
+        self.clock, self.begin, self.arrived, self.ready, self.end = clock, clock.mark(), None, None, None
+        self.host_begin, self.host_wait, self.cpu_begin = host_begin, 0.0, time.thread_time()
         self.others: list[tuple[Any, Any]] = []  # waits of other loops' steps within this one
         self.rows, self.counts, self.shared = 0, True, False
 
@@ -101,8 +104,11 @@ class Loop:
             self._dataset: Any = weakref.ref(dataset)
         except TypeError:
             self._dataset = lambda: dataset  # a list, say
-        self.totals = {"steps": 0, "rows": 0, "seconds": 0.0, "wait_seconds": 0.0, "host_wait_seconds": 0.0}
-        self.starts = {"count": 0, "seconds": 0.0, "wait_seconds": 0.0}
+        self.totals = {"steps": 0, "rows": 0, "seconds": 0.0, "wait_seconds": 0.0, "next_seconds": 0.0,
+                       "next_cpu_seconds": 0.0}  # fmt: skip
+        self.own_seconds: float | None = None
+        # Of all passes, and of all but the first: their first steps, and the wait for these and after the last batch.
+        self.starts = {"count": 0, "seconds": 0.0, "later_seconds": 0.0, "later_wait_seconds": 0.0}
         self.rows: list[tuple[float, float, float, float, int]] = []
         self.workers: list[int] = []
         self.warmup_left = NUM_WARMUP
@@ -123,8 +129,9 @@ class Loop:
         clock = step.clock
         seconds = clock.seconds(step.begin, step.end)
         wait = clock.seconds(step.begin, step.arrived) + sum(clock.seconds(*marks) for marks in step.others)
+        own = None if step.ready is None else clock.seconds(step.arrived, step.ready)
         if not step.shared:  # with another loop's step, which may still need these marks
-            clock.give_back(step.begin, step.arrived, step.end)
+            clock.give_back(step.begin, step.arrived, step.ready, step.end)
         if not step.counts or seconds <= 0:
             return
         totals = self.totals
@@ -132,7 +139,8 @@ class Loop:
         totals["rows"] += step.rows
         totals["seconds"] += seconds
         totals["wait_seconds"] += wait
-        totals["host_wait_seconds"] += step.host_wait
+        if own is not None:
+            self.own_seconds = (self.own_seconds or 0.0) + own
         self._until_kept -= 1
         if self._until_kept == 0:
             self._until_kept = self._stride
@@ -145,7 +153,10 @@ class Loop:
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON takes it."""
         rows = [[round(b, 4), round(s, 7), round(w, 7), round(h, 7), n] for b, s, w, h, n in self.rows]
-        return {**self.about, "totals": self.totals, "starts": self.starts, "workers": self.workers, "rows": rows}
+        return {
+            **self.about, "totals": self.totals, "starts": self.starts, "own_seconds": self.own_seconds,
+            "workers": self.workers, "rows": rows,
+        }  # fmt: skip
 
 
 class Pass:
@@ -224,9 +235,17 @@ class Watcher:
             return
         if isinstance(step.clock, HostClock):
             step.arrived = None  # the time of the loader's own work is time of this process, too
+        elif step.arrived is not None:
+            step.ready = step.clock.mark()
         self.data_arrived(step)
-        step.host_wait = time.perf_counter() - step.host_begin
+        now = time.perf_counter()
+        step.host_wait = now - step.host_begin
+        loop.totals["next_seconds"] += step.host_wait
+        loop.totals["next_cpu_seconds"] += time.thread_time() - step.cpu_begin
+        later = loop.about["passes"] > 1
         if over:
+            loop.starts["later_wait_seconds"] += step.host_wait if later else 0.0
+            loop.starts["later_seconds"] += step.host_wait if later else 0.0
             current.step = None
             self._open.discard(current)
             self._write_now_and_then()
@@ -237,7 +256,7 @@ class Watcher:
             step.counts = False
         if current.asked:
             loop.starts["count"] += 1
-            loop.starts["wait_seconds"] += time.perf_counter() - current.asked
+            loop.starts["later_wait_seconds"] += now - current.asked if later else 0.0
         for other in self._open:
             if other is not current and other.step is not None and other.step.clock is step.clock:
                 other.step.others.append((step.begin, step.arrived))
@@ -268,7 +287,9 @@ class Watcher:
         assert loop is not None
         step.end = step.clock.mark()
         if current.asked:
-            loop.starts["seconds"] += time.perf_counter() - current.asked
+            seconds = time.perf_counter() - current.asked
+            loop.starts["seconds"] += seconds
+            loop.starts["later_seconds"] += seconds if loop.about["passes"] > 1 else 0.0
             current.asked = 0.0
         loop.pending.append(step)
         loop.collect()
@@ -327,7 +348,7 @@ def describe(loader: Any, dataset: Any, site: str) -> dict[str, Any]:
     placement = getattr(loader, "placement", None)
     return {
         "site": site, "loader": type(loader).__name__, "dataset": type(dataset).__name__,
-        "num_samples": _length(dataset), "batch_size": _batch_size(loader),
+        "num_samples": _length(dataset), "root": _root(dataset), "batch_size": _batch_size(loader),
         "shuffles": None if sampler is None else "Random" in type(sampler).__name__,
         "num_workers": getattr(loader, "num_workers", None), "pin_memory": getattr(loader, "pin_memory", None),
         "persistent_workers": getattr(loader, "persistent_workers", None),
@@ -343,6 +364,16 @@ def _length(dataset: Any) -> int | None:
         return len(dataset)
     except Exception:  # an IterableDataset, or whatever a script's own __len__ raises
         return None
+
+
+def _root(dataset: Any) -> str | None:
+    """Return the folder that a dataset of torchvision's kind reads, through what is wrapped around it."""
+    for _ in range(4):
+        root = getattr(dataset, "root", None)
+        if isinstance(root, str | os.PathLike):
+            return os.fspath(root) if isinstance(os.fspath(root), str) else None
+        dataset = getattr(dataset, "dataset", None)
+    return None
 
 
 def _batch_size(loader: Any) -> int | None:
