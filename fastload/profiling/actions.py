@@ -49,9 +49,7 @@ def advise(advice: Advice) -> tuple[Action, ...]:
         actions += _feed_faster(advice)
     elif word == "INTERFERENCE":
         actions += [_convert(advice)] if not advice.converted else []
-        actions.append(
-            Action(text="Give the loader fewer workers or the step more cores; they take them from each other.")
-        )
+        actions.append(Action(text="Give the loader fewer workers, or the step more cores."))
     elif word == "COPY-BOUND":
         actions.append(_pin(advice))
     elif word == "LAUNCH-BOUND":
@@ -101,7 +99,8 @@ def _pin(advice: Advice) -> Action:
     busy = advice.loop.gpu.busy_share
     return Action(
         text="Copy from pinned memory, without waiting: pin_memory=True, and images.to(device, non_blocking=True).",
-        command="DataLoader(..., pin_memory=True)", gain=None if not busy else 1 / busy, basis=UPPER_BOUND if busy else None,
+        command="DataLoader(..., pin_memory=True)", gain=1 / busy if busy else None,
+        basis=UPPER_BOUND if busy else None,
     )  # fmt: skip
 
 

@@ -69,7 +69,7 @@ def spans(events: Iterable[Any]) -> list[Span]:
     """Return the profiler's events (its times are in microseconds)."""
     return [
         Span(
-            event.name, event.device_type == torch.autograd.DeviceType.CUDA, event.time_range.start / 1e6,
+            event.name, str(event.device_type).endswith("CUDA"), event.time_range.start / 1e6,
             event.time_range.end / 1e6,
         )
         for event in events

@@ -122,7 +122,7 @@ def _waiting(seen: Evidence) -> tuple[str, str]:
             return "storage-bound", "Whoever loads sleeps while it reads: the disk or the network sets the pace."
         return (
             "loader-sleeps",
-            "Whoever loads sleeps and reads little: a lock, a remote service or a pause holds it up.",
+            "Whoever loads sleeps and reads little: a lock, a pause or a service holds it up.",
         )
     if seen.in_memory:
         return "augment-bound", "Samples lie decoded in memory: what is left is gathering and augmenting them."
@@ -154,7 +154,7 @@ def _not_waiting(seen: Evidence) -> tuple[str, str]:
         if seen.syncs_per_step is not None and seen.syncs_per_step >= 1:
             return (
                 "launch-bound",
-                "The host waits for the GPU in every step (.item(), print of a loss) and launches late.",
+                "The host waits for the GPU in every step (.item(), printing a loss) and launches late.",
             )
         return "launch-bound", "The host launches kernels more slowly than the GPU runs them."
     if seen.efficiency is not None and seen.efficiency < INTERFERENCE_EFFICIENCY:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastload.profiling.busy import Busy
@@ -82,7 +82,7 @@ class Measured:
     nvml: NvmlUse | None = None
     nvml_series: tuple[tuple[float, float], ...] = ()
     gpu_memory_bytes: int | None = None
-    system: System = System()
+    system: System = field(default_factory=System)
     starved_share: float | None = None
     sample: Sample | None = None
     memory_bytes: int | None = None
@@ -116,7 +116,7 @@ def make_loop(
         starved_share=measured.starved_share, cpu_per_core=measured.system.cpu_per_core,
         disk_read_bytes_per_second=measured.system.disk_read_bytes_per_second,
         major_faults_per_second=measured.system.major_faults_per_second, sample=measured.sample,
-        **{field.name: getattr(feeding, field.name) for field in dataclasses.fields(feeding)},
+        **{known.name: getattr(feeding, known.name) for known in dataclasses.fields(feeding)},
     )  # fmt: skip
     return Loop(
         name=name, rank=rank,

@@ -6,6 +6,7 @@ The driver samples several times a second by itself and keeps some seconds of it
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import torch
@@ -32,9 +33,7 @@ class NvmlSamples:
         self._last = 0
         self._handle: Any = None
         try:
-            if nvml is None:
-                import pynvml as nvml
-            self._nvml = nvml
+            self._nvml = nvml = importlib.import_module("pynvml") if nvml is None else nvml
             nvml.nvmlInit()
             self._handle = _handle(nvml, device)
             self._drain()

@@ -226,7 +226,7 @@ class System:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Seconds that one sample takes, alone: opening and reading, decoding, transforms; `collate` likewise per sample."""
+    """Seconds that one sample takes, alone: opening and reading, decoding, transforms, and its part of collating."""
 
     open: float
     decode: float

@@ -65,7 +65,7 @@ def time_samples(
     except TypeError:
         return None
     own = _unshared(dataset)
-    with _generators_kept(), _Watch.installed(own) as watch:
+    with generators_kept(), _Watch.installed(own) as watch:
         end, taken, total = time.perf_counter() + MAX_SECONDS, [], 0.0
         for position in positions:
             begin = time.perf_counter()
@@ -182,7 +182,7 @@ def _innermost(dataset: Any) -> Any:
 
 
 @contextmanager
-def _generators_kept() -> Iterator[None]:
+def generators_kept() -> Iterator[None]:
     """Put the states of Python's, NumPy's and torch's CPU generators back at the end."""
     python, legacy, tensors = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:

@@ -62,12 +62,14 @@ class SystemMeter:
         self._next_look = 0.0
         self._resident = 0
 
-    def tick(self) -> None:
-        """Look where the last look is long enough ago."""
+    def tick(self) -> bool:
+        """Look where the last look is long enough ago, and return whether it was."""
         now = time.monotonic()
-        if now >= self._next_look:
-            self._next_look = now + SECONDS_BETWEEN_LOOKS
-            self.look()
+        if now < self._next_look:
+            return False
+        self._next_look = now + SECONDS_BETWEEN_LOOKS
+        self.look()
+        return True
 
     def look(self) -> None:
         """Look now."""

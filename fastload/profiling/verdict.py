@@ -57,8 +57,8 @@ def judge(
         return Verdict(word="INCONCLUSIVE", why=why, confidence="low")
     if interval is not None and interval[0] < PARTLY_SHARE and interval[1] >= INPUT_BOUND_SHARE:
         why = (
-            f"the share of time waited for data lies between {interval[0]:.0%} and {interval[1]:.0%}, which is too wide "
-            f"to tell; run more than {num_steps} steps, on a machine that nobody else uses."
+            f"the share of time waited for data lies between {interval[0]:.0%} and {interval[1]:.0%}, too far apart to "
+            f"tell; run more than {num_steps} steps, on a machine that nobody else uses."
         )
         return Verdict(word="INCONCLUSIVE", why=why, confidence="low")
     verdict = _by_wait(wait_share, start_share, device_type) or _by_rest(
