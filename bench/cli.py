@@ -1,13 +1,16 @@
-"""The command line of the benchmarks: bench gpu-util | loader | memory | growth | convert | augment | figures."""
+"""The command line of the benchmarks: bench gpu-util | compare | loader | memory | growth | convert | augment | figures."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Literal
 
+import click
 import typer
+from typer.core import TyperCommand
 
 from fastload.cli import exit_with
+from fastload.errors import ConfigError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,22 +26,47 @@ Json = Annotated[
     typer.Option("--json", metavar="FILE", help="Write everything measured there.", show_default=False),
 ]
 
+Html = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="FILE", help="Write a page with charts there; one file.", show_default=False),
+]
+Png = Annotated[
+    Path | None,
+    typer.Option("--png", metavar="FILE", help="Write a picture there; needs matplotlib.", show_default=False),
+]
+
 
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
     exit_with(app)
 
 
-@app.command("gpu-util")
+class BeforeCommand(TyperCommand):
+    """Takes what stands before the first `--` for itself; the rest is a command, kept as it is in `ctx.meta`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse what comes before `--`."""
+        if "--" in args:
+            at = args.index("--")
+            args, ctx.meta["command"] = args[:at], args[at + 1 :]
+        return super().parse_args(ctx, args)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        """Return the line under Usage."""
+        return ["[OPTIONS]", "DATASET_OR_FOLDER | -- COMMAND ..."]
+
+
+@app.command("gpu-util", cls=BeforeCommand)
 def gpu_util(
+    context: typer.Context,
     data: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
             metavar="DATASET_OR_FOLDER",
             help="An image folder, or what `fastload convert` wrote of one (the folder is then looked for beside it).",
             show_default=False,
         ),
-    ],
+    ] = None,
     model: Annotated[str, typer.Option(help="A timm model.")] = "resnet18",
     size: Annotated[int, typer.Option(help="Side of the crops that it trains on, in pixels.")] = 128,
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
@@ -50,17 +78,66 @@ def gpu_util(
     ] = None,
     images: Annotated[int, typer.Option(help="Use at most so many images of a folder.")] = 2000,
     json: Json = None,
+    html: Html = None,
+    png: Png = None,
 ) -> None:
     """Say how busy the device is, why, and what converting would gain.
 
-    The same training step is fed by ImageFolder and DataLoader, and by fastload, with the same transforms;
-    beside both stands the ceiling: the same step on a few batches that are already there.
+    `bench gpu-util FOLDER`: the same training step is fed by ImageFolder and DataLoader, and by fastload, with the same
+    transforms; beside both stands the ceiling: the same step on a few batches that are already there.
+
+    `bench gpu-util -- python train.py ...` (or `accelerate launch`, `torchrun`): runs your own script, unchanged, and
+    says on standard error, once it has ended, how long its loops waited for data. Its output, its exit code and its
+    signals stay its own.
     """
+    words = context.meta.get("command")
+    _one_way_in(context, data, words)
+    if words:
+        from bench.script import watch_and_say
+
+        raise typer.Exit(watch_and_say(words, json=json, html=html, png=png))
+    assert data is not None
     from bench.gpu_util import Options, measure, say
 
     options = Options(model=model, size=size, batch_size=batch_size, steps=steps, workers=workers,
                       precision=precision, device=device, max_images=images)  # fmt: skip
     say(measure(data, options), json)
+
+
+def _one_way_in(context: typer.Context, data: Path | None, words: list[str] | None) -> None:
+    if words is None and data is None:
+        raise ConfigError("what to run is missing; give an image folder, or -- and a command: bench gpu-util -- python train.py")
+    if words is not None and (data is not None or not words):
+        raise ConfigError(f"{'both a folder and' if data else 'no'} command after --; give one: bench gpu-util -- python train.py")
+    if words:
+        for name in context.params:
+            source = context.get_parameter_source(name)
+            if source is not None and source.name == "COMMANDLINE" and name not in ("json", "html", "png"):
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} is for a folder of images; a script keeps its own settings, so leave "
+                    "it out, or write it after the script's name."
+                )
+
+
+@app.command()
+def compare(
+    before: Annotated[Path, typer.Argument(help="A report: what `bench gpu-util --json` wrote.", show_default=False)],
+    after: Annotated[Path, typer.Argument(help="Another one.", show_default=False)],
+    html: Html = None,
+) -> None:
+    """Say what changed between two reports of gpu-util, and what else differs: machine, versions, settings."""
+    from rich.console import Console
+
+    from bench.outputs import Outputs
+    from fastload.profiling.compare import compare as compared
+    from fastload.profiling.reading import read_report
+    from fastload.profiling.terminal import say_comparison
+
+    outputs, reports = Outputs(html=html), [read_report(file) for file in (before, after)]
+    outputs.check()
+    changed, console = compared(*reports), Console()
+    say_comparison(changed, console)
+    outputs.write(reports[1], console, changed)
 
 
 @app.command()

@@ -59,16 +59,15 @@ def write_png(report: Json, file: Path) -> None:
 
 def _draw_step(ax: Any, loop: Json) -> None:
     parts, left = step_parts(loop), 0.0
-    for (key, name, seconds), hatch in zip(parts, ("", "..", "//"), strict=False):
+    for key, name, seconds in parts:
         colour = {"wait": WAIT, "own": OWN, "work": WORK}[key]
-        ax.barh([0], [seconds], left=[left], color=colour, hatch=hatch, label=f"{name}, {duration(seconds)}")
-        left += seconds
+        ax.barh([0], [1e3 * seconds], left=[left], color=colour, label=f"{name}, {duration(seconds)}")
+        left += 1e3 * seconds
     if parts:
         ax.set_title("Where one step goes", loc="left")
-        ax.set_yticks([])
-        ax.set_ylim(-1.2, 1.2)
-        ax.set_xlabel("seconds")
-        ax.legend(frameon=False, loc="upper left")
+        ax.set(yticks=[], ylim=(-0.6, 1.6), xlabel="milliseconds", xlim=(0, left))
+        ax.spines["left"].set_visible(False)
+        ax.legend(frameon=False, loc="upper left", borderaxespad=0)
 
 
 def _draw_rates(ax: Any, report: Json) -> None:
@@ -76,16 +75,16 @@ def _draw_rates(ax: Any, report: Json) -> None:
     if not loops:
         return
     rates = [rate_of(loop) or 0.0 for loop in loops]
-    bars = ax.barh(range(len(loops)), rates, color=WORK)
-    ax.bar_label(bars, [number(rate) for rate in rates], padding=4)
-    ax.set_yticks(range(len(loops)), [_plain(loop["name"])[:48] for loop in loops], parse_math=False)
-    ax.invert_yaxis()
+    ax.barh(range(len(loops)), rates, color=WORK, height=0.7)
+    for place, (loop, rate) in enumerate(zip(loops, rates, strict=True)):
+        # On the bars: names are long, and beside them would leave the bars no room.
+        ax.text(0, place, f"  {number(rate)}   {_plain(loop['name'])[:64]}", va="center", parse_math=False)
     ceiling = next((rate for loop in loops if (rate := rate_of(loop, "x_replay"))), None)
     if ceiling is not None:
-        ax.axvline(ceiling, color=LINE, linestyle="--", label=f"ceiling, {number(ceiling)}")
-        ax.legend(frameon=False, loc="lower right")
-    ax.margins(x=0.12)
-    ax.set_title("Images per second", loc="left")
+        ax.axvline(ceiling, color=LINE, linestyle="--")
+    said = "" if ceiling is None else f", ceiling {number(ceiling)} (dashed)"
+    ax.set(yticks=[], ylim=(max(3, len(loops)) - 0.4, -0.6), xlim=(0, 1.08 * max([*rates, ceiling or 0.0])))
+    ax.set_title(f"Images per second{said}", loc="left")
 
 
 def _draw_timeline(ax: Any, loop: Json) -> None:
@@ -97,7 +96,7 @@ def _draw_timeline(ax: Any, loop: Json) -> None:
         ax.fill_between(times, waits, step="mid", color=WAIT, label="waiting for data", linewidth=0)
         ax.set(xlabel="seconds", ylabel="seconds per step", ylim=(0, None))
         ax.set_title("Step by step", loc="left")
-        ax.legend(frameon=False, loc="upper right")
+        ax.legend(loc="upper right", framealpha=0.8, edgecolor="none")
 
 
 def _draw_waits(ax: Any, loop: Json) -> None:

@@ -41,12 +41,12 @@ def say_comparison(comparison: Comparison, console: Console) -> None:
     """Print what changed between two reports."""
     _line(console, Text(printable(comparison.summary), style="bold"))
     for name in dict.fromkeys(row.loop for row in comparison.rows):
-        table = _table(printable(name), ("before", "after", "change"))
+        table = _table(printable(name), ("before", "after", "change", ""))
         for row in comparison.rows:
             if row.loop == name:
                 change = "" if row.ratio is None else f"{row.ratio:.2f} times"
-                change += " (within the noise)" if row.noise else ""
-                table.add_row(row.what, _shown(row.before, row.unit), _shown(row.after, row.unit), change)
+                noise = "within the noise" if row.noise else ""
+                table.add_row(row.what, _shown(row.before, row.unit), _shown(row.after, row.unit), change, noise)
         console.print(table)
     for warning in comparison.warnings:
         _line(console, Text(f"Mind: {printable(warning)}", style="yellow"))
@@ -99,7 +99,7 @@ def _say_loops(report: Json, console: Console) -> None:
     for number_, loop in enumerate(loops):
         table.add_row(Text(printable(loop["name"])), *(cells[number_] for cells in columns.values()))
     console.print(table)
-    for loop in loops[1:]:
+    for loop in loops[1:] if run["entry"] == "bench" else ():  # a script's other loops are not what it is about
         _line(console, Text(f"{printable(loop['name'])}: {loop['verdict']['word']}: {printable(loop['verdict']['why'])}"))
     if ranks:
         _say_ranks(loops[0]["name"], ranks, console)

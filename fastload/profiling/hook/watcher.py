@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -250,7 +251,10 @@ class Watcher:
             self._open.discard(current)
             self._write_now_and_then()
             return
-        step.rows = num_rows(batch)
+        shape = shape_of(batch)
+        step.rows = shape[0] if shape else 0
+        if loop.about["batch_shape"] is None:
+            loop.about["batch_shape"] = shape
         starts, loop.warmup_left = bool(current.asked) or loop.warmup_left > 0, loop.warmup_left - 1
         if starts:
             step.counts = False
@@ -355,7 +359,7 @@ def describe(loader: Any, dataset: Any, site: str) -> dict[str, Any]:
         "prefetch_factor": getattr(loader, "prefetch_factor", None),
         "start_method": None if context is None else context.get_start_method(),
         "placement": None if placement is None else str(getattr(placement, "kind", placement)),
-        "in_main_thread": threading.current_thread() is threading.main_thread(), "passes": 0,
+        "in_main_thread": threading.current_thread() is threading.main_thread(), "passes": 0, "batch_shape": None,
     }  # fmt: skip
 
 
@@ -384,17 +388,14 @@ def _batch_size(loader: Any) -> int | None:
     return None
 
 
-def num_rows(batch: Any, depth: int = 0) -> int:
-    """Return the number of samples in a batch: the length of the first tensor found in it."""
+def shape_of(batch: Any, depth: int = 0) -> list[int] | None:
+    """Return the shape of the first tensor found in a batch; its first axis counts samples."""
     if isinstance(batch, torch.Tensor):
-        return int(batch.shape[0]) if batch.ndim else 1
+        return list(batch.shape) or [1]
     if depth > 4:
-        return 0
-    try:
-        inner = batch.values() if hasattr(batch, "values") else batch if isinstance(batch, list | tuple) else ()
-        return next((n for n in (num_rows(value, depth + 1) for value in inner) if n), 0)
-    except TypeError:  # values that is no method, as of a sparse tensor's look-alike
-        return 0
+        return None
+    inner = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
+    return next((shape for shape in (shape_of(value, depth + 1) for value in inner) if shape), None)
 
 
 def _call_site() -> tuple[str, bool]:
