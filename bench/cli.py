@@ -1,11 +1,10 @@
-"""The command line of the benchmarks: bench gpu-util | compare | loader | memory | growth | convert | augment | figures."""
+"""The command line: bench gpu-util | compare | loader | memory | growth | convert | augment | figures."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-import click
 import typer
 from typer.core import TyperCommand
 
@@ -44,14 +43,14 @@ def main() -> None:
 class BeforeCommand(TyperCommand):
     """Takes what stands before the first `--` for itself; the rest is a command, kept as it is in `ctx.meta`."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse what comes before `--`."""
         if "--" in args:
             at = args.index("--")
             args, ctx.meta["command"] = args[:at], args[at + 1 :]
         return super().parse_args(ctx, args)
 
-    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Return the line under Usage."""
         return ["[OPTIONS]", "DATASET_OR_FOLDER | -- COMMAND ..."]
 
@@ -106,9 +105,13 @@ def gpu_util(
 
 def _one_way_in(context: typer.Context, data: Path | None, words: list[str] | None) -> None:
     if words is None and data is None:
-        raise ConfigError("what to run is missing; give an image folder, or -- and a command: bench gpu-util -- python train.py")
+        raise ConfigError(
+            "what to run is missing; give an image folder, or -- and a command: bench gpu-util -- python train.py"
+        )
     if words is not None and (data is not None or not words):
-        raise ConfigError(f"{'both a folder and' if data else 'no'} command after --; give one: bench gpu-util -- python train.py")
+        raise ConfigError(
+            f"{'both a folder and' if data else 'no'} command after --; give one: bench gpu-util -- python train.py"
+        )
     if words:
         for name in context.params:
             source = context.get_parameter_source(name)

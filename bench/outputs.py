@@ -1,4 +1,4 @@
-"""Where a report goes besides the terminal: JSON, a page, a picture. Needs no torch before there is something to write."""
+"""Where a report goes besides the terminal: JSON, a page, a picture. Needs no torch before it writes."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def _start(words: Sequence[str], folder: Path, mask: set[Any]) -> subprocess.Pop
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     try:
-        return subprocess.Popen(list(words), env=environment, preexec_fn=unblock)  # noqa: PLW1509 - no threads yet
+        return subprocess.Popen(list(words), env=environment, preexec_fn=unblock)  # no threads yet
     except OSError as e:
         raise ConfigError(
             f"{printable(words[0])} cannot be run ({e.strerror}); write the command as in a shell: "

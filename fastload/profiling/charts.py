@@ -64,7 +64,9 @@ def bar_rows(
             marks += f"<path class='whisker' d='M{low:.1f} 10H{high:.1f}M{low:.1f} 5v10M{high:.1f} 5v10'/>"
         if ceiling:
             marks += f"<path class='ceiling' d='M{ceiling * scale:.1f} 0v20'/>"
-        drawn.append(f"<div class='row {key}'><span>{safe(name)}</span><b>{safe(words)}</b>{_svg(marks, '', 20, 'bar')}</div>")
+        drawn.append(
+            f"<div class='row {key}'><span>{safe(name)}</span><b>{safe(words)}</b>{_svg(marks, '', 20, 'bar')}</div>"
+        )
     return f"<div class='rows' role='img' aria-label='{safe(alt)}'>{''.join(drawn)}</div>"
 
 

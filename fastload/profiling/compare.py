@@ -77,7 +77,9 @@ def _rows(old: Json, new: Json) -> list[Row]:
     name = new["name"] if new["name"] == old["name"] else f"{old['name']} → {new['name']}"
 
     def row(what: str, key: str, unit: str, figures: list[Any], intervals: list[Any]) -> Row:
-        return Row(loop=name, what=what, key=key, unit=unit, before=figures[0], after=figures[1], noise=_overlap(*intervals))
+        return Row(
+            loop=name, what=what, key=key, unit=unit, before=figures[0], after=figures[1], noise=_overlap(*intervals)
+        )
 
     both = (old, new)
     rates = [

@@ -11,7 +11,6 @@ from fastload.profiling.charts import figure, safe
 from fastload.profiling.compare import Comparison
 from fastload.profiling.reading import (
     Json,
-    device_word,
     duration,
     main_loop,
     memory,
@@ -143,7 +142,9 @@ def _timeline(loop: Json) -> str:
     count = len(series["step_seconds"])
     alt = f"Duration of {count} steps in their order, and the part of each that was data wait; the highest {duration(top)}"
     ends = ("begin", f"{count:,} steps, {duration(series['time'][-1] - series['time'][0])}")
-    legend = "<ul class='legend'><li><i class='wait'></i>waiting for data</li><li><i class='work'></i>the step</li></ul>"
+    legend = (
+        "<ul class='legend'><li><i class='wait'></i>waiting for data</li><li><i class='work'></i>the step</li></ul>"
+    )
     return figure("Step by step", charts.plot(marks, alt, y=duration(top), x=ends) + legend, wide=True)
 
 
@@ -182,16 +183,18 @@ def _use(report: Json, loop: Json) -> str:
 
 
 def _some(loads: list[float]) -> list[float | None]:
-    return [max(loads[i * len(loads) // 64 : (i + 1) * len(loads) // 64]) for i in range(64)] if len(loads) > 64 else [
-        *loads
-    ]
+    return (
+        [max(loads[i * len(loads) // 64 : (i + 1) * len(loads) // 64]) for i in range(64)]
+        if len(loads) > 64
+        else [*loads]
+    )
 
 
 def _facts(gpu: Json, system: Json) -> str:
     workers = system["worker_cpu"]
     known: list[tuple[str, Any]] = [
         ("training process", system["process_cpu"] is not None and f"{system['process_cpu']:.1f} cores"),
-        (f"{len(workers or ())} workers", workers and f"{math.fsum(workers):.1f} cores"),
+        ("its workers", workers and f"{math.fsum(workers):.1f} cores"),
         ("read from disk", system["disk_read_bytes_per_second"] is not None
          and f"{memory(system['disk_read_bytes_per_second'])}/s"),
         ("memory of all processes", system["resident_bytes"] and memory(system["resident_bytes"])),

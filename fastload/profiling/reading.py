@@ -64,11 +64,6 @@ def rate_of(loop: Json | None, which: str = "x_real") -> float | None:
     return None if rate is None else float(rate["value"])
 
 
-def device_word(report: Json) -> str:
-    """Return what a sentence calls the device that trains."""
-    return "GPU" if report["run"]["device"].partition(":")[0] in ("cuda", "mps") else "CPU that trains"
-
-
 def duration(seconds: float | None) -> str:
     """Return a time for people: 0.42 ms, 12 ms, 3.1 s."""
     if seconds is None:
@@ -95,7 +90,7 @@ def memory(num_bytes: float | None) -> str:
         return "not measured"
     value = float(num_bytes)
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
+        if value < 1000:
             return f"{value:.0f} {unit}" if unit == "B" or value >= 10 else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"

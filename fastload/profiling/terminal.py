@@ -60,7 +60,9 @@ def _say_verdict(report: Json, console: Console) -> None:
         _line(console, Text(f"Confidence: {verdict['confidence']}.", style="bright_black"))
     if cause is None:
         return
-    _line(console, Text("Cause: ").append(printable(cause["word"]), style="bold").append(f". {printable(cause['why'])}"))
+    _line(
+        console, Text("Cause: ").append(printable(cause["word"]), style="bold").append(f". {printable(cause['why'])}")
+    )
     for seen in cause["evidence"][:MAX_EVIDENCE]:
         _line(console, Text(f"  {printable(seen)}", style="bright_black"))
 
@@ -100,7 +102,9 @@ def _say_loops(report: Json, console: Console) -> None:
         table.add_row(Text(printable(loop["name"])), *(cells[number_] for cells in columns.values()))
     console.print(table)
     for loop in loops[1:] if run["entry"] == "bench" else ():  # a script's other loops are not what it is about
-        _line(console, Text(f"{printable(loop['name'])}: {loop['verdict']['word']}: {printable(loop['verdict']['why'])}"))
+        _line(
+            console, Text(f"{printable(loop['name'])}: {loop['verdict']['word']}: {printable(loop['verdict']['why'])}")
+        )
     if ranks:
         _say_ranks(loops[0]["name"], ranks, console)
     if any(loop["headspace"] is not None and loop["headspace"] < -NOISE for loop in loops):
@@ -134,7 +138,9 @@ def _say_next(report: Json, console: Console) -> None:
 
 
 def _table(first: str, names: tuple[str, ...], title: str | None = None) -> Table:
-    table = Table(title=None if title is None else Text(title, style="italic"), title_justify="left", box=None, pad_edge=False)
+    table = Table(
+        title=None if title is None else Text(title, style="italic"), title_justify="left", box=None, pad_edge=False
+    )
     table.add_column(Text(first), overflow="fold")
     for name in names:
         table.add_column(Text(name), justify="right", no_wrap=True)

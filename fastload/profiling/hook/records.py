@@ -54,9 +54,7 @@ def read(folder: Path) -> Found:
             processes.append(process)
     failures += [printable(file.read_text()) for file in sorted(folder.glob("failed-*"))]
     processes.sort(key=lambda process: (process["rank"], process["began"]))
-    return Found(
-        processes=tuple(processes), num_started=len(list(folder.glob("started-*"))), failures=tuple(failures)
-    )
+    return Found(processes=tuple(processes), num_started=len(list(folder.glob("started-*"))), failures=tuple(failures))
 
 
 def make_report(found: Found, measured: dict[int, Measured], command: Measured) -> Report:
@@ -106,9 +104,7 @@ def _make(name: str, loop: Json, process: Json, outside: Measured) -> Loop:
     )  # fmt: skip
     if count != timing.num_steps:  # a long run: not every step was kept, the sums are of all
         mean = loop["totals"]["seconds"] / count
-        made = replace(
-            made, steps=replace(made.steps, count=count), step_seconds=replace(made.step_seconds, mean=mean)
-        )
+        made = replace(made, steps=replace(made.steps, count=count), step_seconds=replace(made.step_seconds, mean=mean))
     if not loop["in_main_thread"]:
         why = f"{made.verdict.why} A thread of the script asks for batches: what the steps themselves wait may be less."
         made = replace(made, verdict=replace(made.verdict, why=why, confidence="low"))
@@ -208,4 +204,3 @@ def _unwatched(found: Found, command: Measured) -> Report:
         environment=_environment(found), run=Run(entry="hook", device=device, num_warmup=0), loops=(loop,),
         verdict=verdict, actions=(action,),
     )  # fmt: skip
-
