@@ -76,6 +76,19 @@ def gpu_util(
         str | None, typer.Option(help="cpu, cuda, mps; the best one where not given.", show_default=False)
     ] = None,
     images: Annotated[int, typer.Option(help="Use at most so many images of a folder.")] = 2000,
+    loader: Annotated[
+        str,
+        typer.Option(
+            help="What feeds the step, with commas between: folder (ImageFolder and DataLoader), ffcv, host, mapped, "
+            "gpu, auto (the fastest placement that fits). The report is about the first one."
+        ),
+    ] = "folder,auto",
+    assume_gpu_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Also say whether these loaders would do for a GPU that trains so many images/s.", show_default=False
+        ),
+    ] = None,
     json: Json = None,
     html: Html = None,
     png: Png = None,
@@ -99,7 +112,8 @@ def gpu_util(
     from bench.gpu_util import Options, measure, say
 
     options = Options(model=model, size=size, batch_size=batch_size, steps=steps, workers=workers,
-                      precision=precision, device=device, max_images=images)  # fmt: skip
+                      precision=precision, device=device, max_images=images, assume_gpu_rate=assume_gpu_rate,
+                      loaders=tuple(word.strip() for word in loader.split(",") if word.strip()))  # fmt: skip
     say(measure(data, options), json)
 
 

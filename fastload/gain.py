@@ -94,7 +94,8 @@ def _load_rate(
             target = folder / "0" / f"{number:08d}{file.suffix}"
             target.parent.mkdir(parents=True, exist_ok=True)
             target.symlink_to(file.absolute())
-        dataset = convert(folder, Path(temporary) / "gain.fastload", size=store, on_bad="skip")
+        dataset = Path(temporary) / "gain.fastload"
+        convert(folder, dataset, size=store, on_bad="skip")
         split = open_dataset(dataset, "train")
         loader = Loader(
             split, min(batch_size, len(split)), augment=_augment(transform, size), device=device, rank=0, world_size=1

@@ -84,7 +84,9 @@ class Profile(Generic[Batch]):
     ) -> None:
         if assume_gpu_rate is not None and not assume_gpu_rate > 0:
             raise ConfigError(f"assume_gpu_rate={assume_gpu_rate}: images per second, more than 0, are needed.")
-        self._loader, self._replay, self._model = loader, replay, model
+        # A Loader of ours is an iterable by its __iter__ alone, which a type checker does not see.
+        self._loader: Any = loader
+        self._replay, self._model = replay, model
         self._name = type(loader).__name__ if name is None else name
         self._json = None if json is None else Path(json)
         self._quiet, self._num_warmup, self._assume_gpu_rate = quiet, num_warmup, assume_gpu_rate
@@ -115,7 +117,7 @@ class Profile(Generic[Batch]):
         self.close(complete=error is None)
 
     def __len__(self) -> int:
-        return len(self._loader)  # type: ignore[arg-type]
+        return len(self._loader)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -218,7 +220,7 @@ class Profile(Generic[Batch]):
         report = Report(
             environment=described(),
             run=Run(
-                entry="profile", data=None, model=self._model, size=_side(shape), batch_size=shape[0] if shape else None,
+                entry="profile", model=self._model, size=_side(shape), batch_size=shape[0] if shape else None,
                 device=self._device.type, num_ranks=self._world_size, num_warmup=self._num_warmup,
             ),
             loops=(loop,), verdict=loop.verdict, cause=loop.cause, resident_gain=gain,

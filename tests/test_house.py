@@ -31,7 +31,8 @@ FLOORS = {
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 # One room in several files.
 SAME_FLOOR = {
-    ("train", "checkpoint"), ("profiler", "gain"), ("cli", "doctor"), ("conversion", "filling"), ("conversion", "plan"), ("filling", "plan"),
+    ("train", "checkpoint"), ("profiler", "gain"),
+    ("cli", "doctor"), ("conversion", "filling"), ("conversion", "plan"), ("filling", "plan"),
     ("conversion_ffcv", "conversion"), ("conversion_tables", "conversion"), ("conversion_tables", "plan"),
     ("conversion", "conversion_tables"), ("conversion", "conversion_dask"), ("conversion_dask", "filling"),
     ("conversion_dask", "plan"), ("files", "places"), ("records", "places"),
@@ -120,10 +121,12 @@ def test_the_commands_and_their_flags_are_these() -> None:
     # fmt: on
     assert flags(bench_app) == {
         "gpu-util": [
+            "--assume-gpu-rate",
             "--batch-size",
             "--device",
             "--images",
             "--json",
+            "--loader",
             "--model",
             "--precision",
             "--size",

@@ -50,6 +50,12 @@ class NvmlSamples:
         except Exception as failure:
             self._handle, self.failure = None, f"{type(failure).__name__}: {failure}"
 
+    def skip(self) -> None:
+        """Leave out what the driver has gathered since: something else ran."""
+        kept = len(self._samples)
+        self.drain()
+        del self._samples[kept:]
+
     def close(self) -> None:
         """Let go of the driver."""
         if self._handle is not None:
