@@ -109,12 +109,20 @@ def gpu_util(
 
         raise typer.Exit(watch_and_say(words, json=json, html=html, png=png))
     assert data is not None
-    from bench.gpu_util import Options, measure, say
+    from rich.console import Console
 
+    from bench.gpu_util import Options, measure, reached_gain
+    from bench.outputs import Outputs
+    from fastload.profiling.terminal import say
+
+    outputs = Outputs(json=json, html=html, png=png)
     options = Options(model=model, size=size, batch_size=batch_size, steps=steps, workers=workers,
                       precision=precision, device=device, max_images=images, assume_gpu_rate=assume_gpu_rate,
                       loaders=tuple(word.strip() for word in loader.split(",") if word.strip()))  # fmt: skip
-    say(measure(data, options), json)
+    outputs.check()
+    report, console = measure(data, options), Console()
+    say(report, console, reached_gain(report))
+    outputs.write(report, console)
 
 
 def _one_way_in(context: typer.Context, data: Path | None, words: list[str] | None) -> None:

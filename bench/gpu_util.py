@@ -17,9 +17,7 @@ from typing import Any
 import timm
 import torch
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress
-from rich.table import Table
 
 import fastload
 from bench.feeds import Feed, Step
@@ -29,13 +27,11 @@ from fastload.errors import ConfigError, SourceError, printable
 from fastload.gain import predicted_rate, resident_bytes
 from fastload.profiling.actions import MEASURED, Advice, advise
 from fastload.profiling.loops import make_loop
-from fastload.profiling.report import Action, Loop, Report, ResidentGain, Run, Sample, described, write_json
+from fastload.profiling.report import Action, Loop, Report, ResidentGain, Run, Sample, described
 from fastload.profiling.samples import time_samples
-from fastload.profiling.verdict import MIN_STEPS
 
 NUM_CACHED = 4
 NUM_BLOCKS = 5
-NOISE = 0.1  # a run this much above its ceiling was measured on a machine that others used
 LOADERS = ("folder", "ffcv", "host", "mapped", "gpu", "auto")
 IN_MEMORY = ("host", "mapped", "gpu")
 
@@ -217,57 +213,6 @@ def _make_step(options: Options, num_classes: int, device: torch.device) -> Step
     return step
 
 
-def say(report: dict[str, Any], file: Path | None) -> None:
-    """Print the table and the verdict; write the JSON where asked."""
-    run, loops = report["run"], report["loops"]
-    label = "CPU training" if run["device"] == "cpu" else run["device"]
-    table = Table(
-        title=f"{run['model']}, {run['size']} pixels, batches of {run['batch_size']}, {label}; "
-        f"{escape(printable(run['data']))}"
-    )
-    table.add_column("fed by")
-    for heading in ("images/s", "data wait", "loader alone", "ceiling", "headspace", "memory"):
-        table.add_column(heading, justify="right")
-    for loop in loops:
-        rates = [None if rate is None else rate["value"] for rate in loop["throughput"].values()]
-        memory = loop["memory_bytes"]
-        table.add_row(
-            loop["name"], _number(rates[0]), _share(loop["wait"]["share"]), _number(rates[1]), _number(rates[2]),
-            _share(loop["headspace"]), "" if memory is None else f"{memory / 2**20:,.0f} MiB",
-        )  # fmt: skip
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(table)
-    for loop in loops:
-        verdict = f"{loop['verdict']['word']}: {loop['verdict']['why']}"
-        cause = "" if loop["cause"] is None else f" {loop['cause']['why']}"
-        console.print(f"{loop['name']}: {verdict}{cause}", markup=False)
-    for line in _told(report):
-        console.print(line, markup=False)
-    if file is not None:
-        write_json(file, report)
-        print(f"wrote {file}")
-
-
-def _told(report: dict[str, Any]) -> list[str]:
-    loops, gain, lines = report["loops"], report["resident_gain"], []
-    if gain is not None:
-        predicted, reached = gain["speedup"], reached_gain(report)
-        lines.append(
-            f"Converting: {predicted:.2f} times the images/s predicted from the loader alone and the ceiling, "
-            f"{'not measured' if reached is None else f'{reached:.2f} times'} reached; "
-            f"{gain['memory_bytes'] / 2**20:,.0f} MiB of memory."
-        )
-    if any(loop["headspace"] is not None and loop["headspace"] < -NOISE for loop in loops):
-        lines.append("The run came out faster than its ceiling: others used this machine meanwhile; run it again.")
-    if any(loop["steps"]["count"] < MIN_STEPS for loop in loops):
-        lines.append(f"Fewer than {MIN_STEPS} steps were measured; pass --steps {MIN_STEPS} or more.")
-    for action in report["actions"]:
-        lines.append(f"Next: {printable(action['text'])}")
-        if action["command"] is not None:
-            lines.append(f"  {printable(action['command'])}")
-    return lines
-
-
 def reached_gain(report: dict[str, Any]) -> float | None:
     """Return times the images/s that the first loop from memory reached over the first one; None where none ran."""
     first, *others = (loop["throughput"]["x_real"] for loop in report["loops"])
@@ -276,11 +221,3 @@ def reached_gain(report: dict[str, Any]) -> float | None:
         if rate is not None and loop["name"].removeprefix("fastload, ") in IN_MEMORY
     ]  # fmt: skip
     return placed[0] / first["value"] if placed and first is not None else None
-
-
-def _number(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:,.0f}"
-
-
-def _share(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.0%}"

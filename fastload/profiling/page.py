@@ -140,7 +140,7 @@ def _timeline(loop: Json) -> str:
         return ""
     marks, top = charts.timeline(series["time"], series["step_seconds"], series["wait_seconds"])
     count = len(series["step_seconds"])
-    alt = f"Duration of {count} steps in their order, and the part of each that was data wait; the highest {duration(top)}"
+    alt = f"Duration of {count} steps in their order, and the part of each that was wait; the highest {duration(top)}"
     ends = ("begin", f"{count:,} steps, {duration(series['time'][-1] - series['time'][0])}")
     legend = (
         "<ul class='legend'><li><i class='wait'></i>waiting for data</li><li><i class='work'></i>the step</li></ul>"
@@ -238,8 +238,8 @@ def _changes(comparison: Comparison) -> str:
     )
     warned = "".join(f"<li>{_cut(text)}</li>" for text in comparison.warnings[:24])
     return (
-        f"<section><h2>Before and after</h2><p class='lead'>{_cut(comparison.summary)}</p>{bars}<div class='scroll'><table>"
-        "<thead><tr><th scope='col'></th><th scope='col'>before</th><th scope='col'>after</th></tr></thead>"
+        f"<section><h2>Before and after</h2><p class='lead'>{_cut(comparison.summary)}</p>{bars}"
+        "<div class='scroll'><table><thead><tr><th scope='col'></th><th scope='col'>before</th><th scope='col'>after</th></tr></thead>"
         f"<tbody>{cells}</tbody></table></div>{f'<ul class=plain>{warned}</ul>' if warned else ''}</section>"
     )
 

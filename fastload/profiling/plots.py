@@ -76,9 +76,9 @@ def _draw_rates(ax: Any, report: Json) -> None:
         return
     rates = [rate_of(loop) or 0.0 for loop in loops]
     ax.barh(range(len(loops)), rates, color=WORK, height=0.7)
-    for place, (loop, rate) in enumerate(zip(loops, rates, strict=True)):
+    for place, loop in enumerate(loops):
         # On the bars: names are long, and beside them would leave the bars no room.
-        ax.text(0, place, f"  {number(rate)}   {_plain(loop['name'])[:64]}", va="center", parse_math=False)
+        ax.text(0, place, f"  {number(rates[place])}   {_plain(loop['name'])[:64]}", va="center", parse_math=False)
     ceiling = next((rate for loop in loops if (rate := rate_of(loop, "x_replay"))), None)
     if ceiling is not None:
         ax.axvline(ceiling, color=LINE, linestyle="--")

@@ -27,14 +27,20 @@ MAX_EVIDENCE = 12
 NOISE = 0.1  # a run this much above its ceiling was measured on a machine that others used
 
 
-def say(report: Json, console: Console) -> None:
-    """Print a report; nothing in it that comes from data can steer the terminal."""
+def say(report: Json, console: Console, reached_gain: float | None = None) -> None:
+    """Print a report; nothing in it that comes from data can steer the terminal.
+
+    Args:
+        report: as JSON.
+        console: where to.
+        reached_gain: times the images/s that a converted dataset gave, where one was run beside.
+    """
     loop = main_loop(report)
     _say_verdict(report, console)
     if loop is not None:
         _say_step(loop, console)
         _say_loops(report, console)
-    _say_next(report, console)
+    _say_next(report, console, reached_gain)
 
 
 def say_comparison(comparison: Comparison, console: Console) -> None:
@@ -93,10 +99,10 @@ def _say_loops(report: Json, console: Console) -> None:
         "data wait": [percent(loop["wait"]["share"]) for loop in loops],
         "loader alone": [number(rate_of(loop, "x_load")) for loop in loops],
         "ceiling": [number(rate_of(loop, "x_replay")) for loop in loops],
-        "memory": [memory(loop["memory_bytes"]) for loop in loops],
+        "memory": ["" if loop["memory_bytes"] is None else memory(loop["memory_bytes"]) for loop in loops],
         "steps": [f"{loop['steps']['count']:,}" for loop in loops],
     }
-    columns = {name: cells for name, cells in columns.items() if set(cells) != {"not measured"}}
+    columns = {name: cells for name, cells in columns.items() if set(cells) - {"not measured", ""}}
     table = _table("loop", tuple(columns), title=", ".join(printable(word) for word in about if word))
     for number_, loop in enumerate(loops):
         table.add_row(Text(printable(loop["name"])), *(cells[number_] for cells in columns.values()))
@@ -121,14 +127,15 @@ def _say_ranks(name: str, loops: list[Json], console: Console) -> None:
     console.print(table)
 
 
-def _say_next(report: Json, console: Console) -> None:
+def _say_next(report: Json, console: Console, reached_gain: float | None) -> None:
     gain = report["resident_gain"]
     if gain is not None:
         much = f"{gain['speedup']:.2f} times the images/s"
         much = much if gain["speedup"] >= 1.05 else f"next to nothing ({much})"
         images = f" for {gain['num_images']:,} images" if gain["num_images"] else ""
         room = f", and takes {memory(gain['memory_bytes'])}{images}" if gain["memory_bytes"] else ""
-        _line(console, Text(f"Converting gains {much} ({gain['basis']}){room}."))
+        reached = "" if reached_gain is None else f"; {reached_gain:.2f} times reached"
+        _line(console, Text(f"Converting gains {much} ({gain['basis']}{reached}){room}."))
     for place, action in enumerate(report["actions"]):
         more = "" if action["gain"] is None else f" {action['gain']:.2f} times the images/s ({action['basis']})."
         _line(console, Text("Next: " if place == 0 else "Or: ", style="bold").append(

@@ -17,7 +17,7 @@ from fastload.profiling.report import Action, Loop, Report, ResidentGain, Run, d
 from fastload.profiling.timing import Timing
 from fastload.profiling.verdict import Verdict
 
-NUM_WARMUP = 3  # as of watcher.py
+NUM_WARMUP = 3  # as of steps.py
 MAX_LOOPS = 24  # of one process
 ROOM = 8 / 7  # stored sides leave an eighth for crops to move in
 
@@ -68,7 +68,7 @@ def make_report(found: Found, measured: dict[int, Measured], command: Measured) 
     if not found.processes:
         return _unwatched(found, command)
     made: dict[str, list[tuple[Loop, Json]]] = {}
-    seconds: Counter[str] = Counter()
+    seconds: dict[str, float] = {}
     for process in found.processes:
         names: Counter[str] = Counter()
         loops = sorted(process["loops"], key=_seconds, reverse=True)
@@ -78,10 +78,11 @@ def make_report(found: Found, measured: dict[int, Measured], command: Measured) 
             name = name if names[name] == 1 else f"{name} #{names[name]}"
             outside = measured.get(process["pid"], Measured())
             made.setdefault(name, []).append((_make(name, loop, process, outside), loop))
-            seconds[name] = max(seconds[name], _seconds(loop))
+            seconds[name] = max(seconds.get(name, 0.0), _seconds(loop))
     # The loop with the most time, of any rank, is the one the report is about.
-    ordered = [pair for name, _ in seconds.most_common() for pair in made[name]]
-    first = made[seconds.most_common(1)[0][0]]
+    names_by_time = sorted(seconds, key=seconds.__getitem__, reverse=True)
+    ordered = [pair for name in names_by_time for pair in made[name]]
+    first = made[names_by_time[0]]
     chief = worst([loop for loop, _ in first])
     about = next(about for loop, about in first if loop is chief)
     gain = _gain(chief, about)

@@ -60,18 +60,19 @@ def _call_after(spec: ModuleSpec, function: str) -> None:
 
 
 def _watcher() -> ModuleType:
-    """Return watcher.py, loaded from beside this file under a name that no script uses."""
+    """Return watcher.py: this folder as a package, under a name that no script uses."""
+    from importlib import import_module
     from importlib.util import module_from_spec, spec_from_file_location
 
-    name = "_fastload_watcher"
+    name = "_fastload_hook"
     if name not in sys.modules:
-        spec = spec_from_file_location(name, os.path.join(HERE, "watcher.py"))  # noqa: PTH118
+        init = os.path.join(HERE, "__init__.py")  # noqa: PTH118
+        spec = spec_from_file_location(name, init, submodule_search_locations=[HERE])
         assert spec is not None
         assert spec.loader is not None
-        module = module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[name]
+        sys.modules[name] = module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return import_module(f"{name}.watcher")
 
 
 def _tell(error: Exception) -> None:

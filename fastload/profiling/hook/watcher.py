@@ -18,156 +18,18 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+# Relative: in a watched script this package goes by another name, and fastload may not be installed.
+from .describing import call_site, describe, shape_of
+from .steps import CudaClock, HostClock, Loop, Pass, Step
+
 FOLDER_VARIABLE = "FASTLOAD_WATCH_FOLDER"
-NUM_WARMUP = 3
-MAX_ROWS = 4096  # of each loop: beyond it every second one is dropped, and from then on every second one kept
 MAX_WORKERS = 4096
 # Writing takes a part of 1/WRITE_COST of the time at most, and not twice in a second.
 WRITE_COST, WRITE_SECONDS = 500, 1.0
-
-
-class HostClock:
-    """Times of the host: right where the step is synchronous, as on a CPU."""
-
-    name = "cpu"
-
-    def mark(self) -> Any:
-        """Return this moment."""
-        return time.perf_counter()
-
-    def has_passed(self, mark: Any) -> bool:
-        """Tell whether `seconds` can be asked for."""
-        return True
-
-    def seconds(self, begin: Any, end: Any) -> float:
-        """Return the time between two marks."""
-        return float(end - begin)
-
-    def give_back(self, *marks: Any) -> None:
-        """Take marks that are not needed any more."""
-
-
-class CudaClock:
-    """Times of the compute stream of one GPU: events, taken from a pool and given back."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.name = str(device)
-        self._device = device
-        self._pool: list[Any] = []
-
-    def mark(self) -> Any:
-        """Record an event; None while a graph is captured, which must not contain it."""
-        if torch.cuda.is_current_stream_capturing():
-            return None
-        event = self._pool.pop() if self._pool else torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record(torch.cuda.current_stream(self._device))
-        return event
-
-    def has_passed(self, mark: Any) -> bool:
-        """Tell whether the GPU has come to the event."""
-        return bool(mark is None or mark.query())
-
-    def seconds(self, begin: Any, end: Any) -> float:
-        """Return the time between two events; 0 where one was not recorded."""
-        return 0.0 if begin is None or end is None else float(begin.elapsed_time(end)) / 1e3
-
-    def give_back(self, *marks: Any) -> None:
-        """Take events that are not needed any more."""
-        self._pool += [mark for mark in marks if mark is not None]
-
-
-class Step:
-    """One step: marks of the device, times of the host, and how many rows came."""
-
-    __slots__ = (
-        "arrived", "begin", "clock", "counts", "cpu_begin", "end", "host_begin", "host_wait", "others", "ready", "rows",
-        "shared",
-    )  # fmt: skip
-
-    def __init__(self, clock: Any, host_begin: float) -> None:
-        self.clock, self.begin, self.arrived, self.ready, self.end = clock, clock.mark(), None, None, None
-        self.host_begin, self.host_wait, self.cpu_begin = host_begin, 0.0, time.thread_time()
-        self.others: list[tuple[Any, Any]] = []  # waits of other loops' steps within this one
-        self.rows, self.counts, self.shared = 0, True, False
-
-
-class Loop:
-    """All passes over the batches of one dataset at one place of the script."""
-
-    def __init__(self, about: dict[str, Any], dataset: Any) -> None:
-        self.about = about
-        try:
-            self._dataset: Any = weakref.ref(dataset)
-        except TypeError:
-            self._dataset = lambda: dataset  # a list, say
-        self.totals = {"steps": 0, "rows": 0, "seconds": 0.0, "wait_seconds": 0.0, "next_seconds": 0.0,
-                       "next_cpu_seconds": 0.0}  # fmt: skip
-        self.own_seconds: float | None = None
-        # Of all passes, and of all but the first: their first steps, and the wait for these and after the last batch.
-        self.starts = {"count": 0, "seconds": 0.0, "later_seconds": 0.0, "later_wait_seconds": 0.0}
-        self.rows: list[tuple[float, float, float, float, int]] = []
-        self.workers: list[int] = []
-        self.warmup_left = NUM_WARMUP
-        self._stride = self._until_kept = 1
-        self.pending: list[Step] = []
-
-    def is_of(self, dataset: Any) -> bool:
-        """Tell whether `dataset` is this loop's; one that is gone has been made anew."""
-        own = self._dataset()
-        return own is None or own is dataset
-
-    def collect(self) -> None:
-        """Book the steps that the device has come past."""
-        while self.pending and self.pending[0].clock.has_passed(self.pending[0].end):
-            self._book(self.pending.pop(0))
-
-    def _book(self, step: Step) -> None:
-        clock = step.clock
-        seconds = clock.seconds(step.begin, step.end)
-        wait = clock.seconds(step.begin, step.arrived) + sum(clock.seconds(*marks) for marks in step.others)
-        own = None if step.ready is None else clock.seconds(step.arrived, step.ready)
-        if not step.shared:  # with another loop's step, which may still need these marks
-            clock.give_back(step.begin, step.arrived, step.ready, step.end)
-        if not step.counts or seconds <= 0:
-            return
-        totals = self.totals
-        totals["steps"] += 1
-        totals["rows"] += step.rows
-        totals["seconds"] += seconds
-        totals["wait_seconds"] += wait
-        if own is not None:
-            self.own_seconds = (self.own_seconds or 0.0) + own
-        self._until_kept -= 1
-        if self._until_kept == 0:
-            self._until_kept = self._stride
-            self.rows.append((step.host_begin, seconds, wait, step.host_wait, step.rows))
-            if len(self.rows) >= MAX_ROWS:
-                self.rows = self.rows[::2]
-                self._stride *= 2
-                self._until_kept = self._stride
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON takes it."""
-        rows = [[round(b, 4), round(s, 7), round(w, 7), round(h, 7), n] for b, s, w, h, n in self.rows]
-        return {
-            **self.about, "totals": self.totals, "starts": self.starts, "own_seconds": self.own_seconds,
-            "workers": self.workers, "rows": rows,
-        }  # fmt: skip
-
-
-class Pass:
-    """One iterator over a loader: one epoch, or a part of one."""
-
-    __slots__ = ("__weakref__", "asked", "loop", "step")
-
-    def __init__(self, loop: Loop | None, asked: float) -> None:
-        self.loop, self.asked = loop, asked  # asked: when iter() was called, None once the first batch came
-        self.step: Step | None = None
 
 
 class Watcher:
@@ -197,7 +59,7 @@ class Watcher:
         """Return the pass of an iterator that has just been made."""
         if torch.utils.data.get_worker_info() is not None:
             return Pass(None, asked)  # a worker that reads through a loader of its own
-        site, own = _call_site()
+        site, own = call_site()
         made = Pass(None if own else self._loop(loader, site), asked)
         if made.loop is not None:
             for left in [other for other in self._open if other.loop is made.loop]:
@@ -305,8 +167,8 @@ class Watcher:
 
     def _clock_now(self) -> Any:
         """Return the clock of the device that the script uses by now."""
-        if self._clock is None or (isinstance(self._clock, HostClock) and torch.cuda.is_initialized()):
-            on_gpu = torch.cuda.is_initialized()
+        if self._clock is None or (isinstance(self._clock, HostClock) and _uses_cuda()):
+            on_gpu = _uses_cuda()
             self._clock = CudaClock(torch.device("cuda", torch.cuda.current_device())) if on_gpu else HostClock()
         return self._clock
 
@@ -345,81 +207,10 @@ class Watcher:
         }  # fmt: skip
 
 
-def describe(loader: Any, dataset: Any, site: str) -> dict[str, Any]:
-    """Return what a loader is, as far as it says."""
-    sampler = getattr(loader, "sampler", None)
-    context = getattr(loader, "multiprocessing_context", None)
-    placement = getattr(loader, "placement", None)
-    return {
-        "site": site, "loader": type(loader).__name__, "dataset": type(dataset).__name__,
-        "num_samples": _length(dataset), "root": _root(dataset), "batch_size": _batch_size(loader),
-        "shuffles": None if sampler is None else "Random" in type(sampler).__name__,
-        "num_workers": getattr(loader, "num_workers", None), "pin_memory": getattr(loader, "pin_memory", None),
-        "persistent_workers": getattr(loader, "persistent_workers", None),
-        "prefetch_factor": getattr(loader, "prefetch_factor", None),
-        "start_method": None if context is None else context.get_start_method(),
-        "placement": None if placement is None else str(getattr(placement, "kind", placement)),
-        "in_main_thread": threading.current_thread() is threading.main_thread(), "passes": 0, "batch_shape": None,
-    }  # fmt: skip
+def _uses_cuda() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
-def _length(dataset: Any) -> int | None:
-    try:
-        return len(dataset)
-    except Exception:  # an IterableDataset, or whatever a script's own __len__ raises
-        return None
-
-
-def _root(dataset: Any) -> str | None:
-    """Return the folder that a dataset of torchvision's kind reads, through what is wrapped around it."""
-    for _ in range(4):
-        root = getattr(dataset, "root", None)
-        if isinstance(root, str | os.PathLike):
-            return os.fspath(root) if isinstance(os.fspath(root), str) else None
-        dataset = getattr(dataset, "dataset", None)
-    return None
-
-
-def _batch_size(loader: Any) -> int | None:
-    for holder in (loader, getattr(loader, "batch_sampler", None), getattr(loader, "shares", None)):
-        size = getattr(holder, "batch_size", None)
-        if isinstance(size, int):
-            return size
-    return None
-
-
-def shape_of(batch: Any, depth: int = 0) -> list[int] | None:
-    """Return the shape of the first tensor found in a batch; its first axis counts samples."""
-    if isinstance(batch, torch.Tensor):
-        return list(batch.shape) or [1]
-    if depth > 4:
-        return None
-    inner = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
-    return next((shape for shape in (shape_of(value, depth + 1) for value in inner) if shape), None)
-
-
-def _call_site() -> tuple[str, bool]:
-    """Return the script's own line that asks for an iterator, and whether fastload's own Loader asks for it."""
-    frame: Any = sys._getframe(2)
-    last = "?"
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if "/fastload/stores/" in file:
-            return last, True
-        if file != __file__:
-            last = f"{os.path.basename(file)}:{frame.f_lineno}"  # noqa: PTH119
-            if not _is_library(file):
-                return last, False
-        frame = frame.f_back
-    return last, False
-
-
-def _is_library(file: str) -> bool:
-    return "-packages/" in file or file.startswith(("<frozen", _STDLIB, _PACKAGE))
-
-
-_STDLIB = os.path.dirname(os.__file__) + "/"  # noqa: PTH120
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) + "/"  # noqa: PTH100, PTH120
 _watcher: Watcher | None = None
 
 
@@ -437,7 +228,7 @@ def watch_dataloader(module: Any) -> None:
     loader, iterator = module.DataLoader, module._BaseDataLoaderIter
     original_iter, original_next = loader.__iter__, iterator.__next__
 
-    def __iter__(self: Any) -> Any:
+    def make_iterator(self: Any) -> Any:
         asked = time.perf_counter()
         made = original_iter(self)
         if watcher.error is None:
@@ -447,7 +238,7 @@ def watch_dataloader(module: Any) -> None:
                 watcher.stop(e)
         return made
 
-    def __next__(self: Any) -> Any:
+    def next_batch(self: Any) -> Any:
         current = None if watcher.error else getattr(self, "_fastload_pass", None)
         if current is None:
             return original_next(self)
@@ -460,7 +251,7 @@ def watch_dataloader(module: Any) -> None:
         _safely(watcher, watcher.next_returned, current, step, batch, over=False)
         return batch
 
-    loader.__iter__, iterator.__next__ = __iter__, __next__
+    loader.__iter__, iterator.__next__ = make_iterator, next_batch
 
 
 def watch_fastload(module: Any) -> None:
@@ -468,7 +259,7 @@ def watch_fastload(module: Any) -> None:
     watcher = start()
     original = module.Loader.__iter__
 
-    def __iter__(self: Any) -> Any:
+    def batches_of(self: Any) -> Any:
         asked, before = time.perf_counter(), self.on_device_work
         batches = original(self)
         current = _safely(watcher, watcher.pass_begins, self, batches, asked)
@@ -499,7 +290,7 @@ def watch_fastload(module: Any) -> None:
                 self.on_device_work = before
             batches.close()
 
-    module.Loader.__iter__ = __iter__
+    module.Loader.__iter__ = batches_of
 
 
 def _safely(watcher: Watcher, call: Any, *values: Any, **named: Any) -> Any:
