@@ -34,7 +34,7 @@ from fastload.profiling.samples import time_samples
 from fastload.profiling.verdict import MIN_STEPS
 
 NUM_CACHED = 4
-NUM_BLOCKS = 5
+NUM_BLOCKS = 3
 NOISE = 0.1  # a run this much above its ceiling was measured on a machine that others used
 LOADERS = ("folder", "ffcv", "host", "mapped", "gpu", "auto")
 IN_MEMORY = ("host", "mapped", "gpu")
