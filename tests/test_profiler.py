@@ -22,7 +22,6 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2 as T
 
 import fastload
-from bench.truth import measure_point, read_ahead
 from bench.truth_cases import spin
 from fastload.errors import ConfigError
 from fastload.gain import image_files, predicted_rate
@@ -349,19 +348,6 @@ def test_on_a_clock_of_its_own_the_next_step_begins_where_one_ends(monkeypatch: 
         pass
     found = meter.result()
     assert found.wall_seconds == found.step_ends[-1] - (found.step_ends[0] - found.step_seconds[0])
-
-
-@pytest.mark.parametrize(("ratio", "ahead"), [(0.5, False), (2.0, False), (0.5, True), (5.0, True)])
-def test_the_wait_is_what_the_loops_own_clock_says(ratio: float, ahead: bool) -> None:
-    point = measure_point(ratio, ahead=ahead, jitter=True, step_seconds=0.004, num_steps=25)
-    assert point.measured == pytest.approx(point.true, abs=0.03)
-
-
-def test_a_reading_thread_ends_with_its_loop() -> None:
-    batches = read_ahead([0.0] * 50)
-    next(batches)
-    batches.close()  # type: ignore[attr-defined]
-    assert not [t for t in threading.enumerate() if t.name == "bench-truth"]
 
 
 @pytest.mark.gpu
