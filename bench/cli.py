@@ -1,4 +1,4 @@
-"""The command line: bench gpu-util | compare | loader | memory | growth | convert | augment | figures."""
+"""The command line: bench gpu-util, compare, loader, memory, growth, convert, augment, truth, figures."""
 
 from __future__ import annotations
 
@@ -273,6 +273,19 @@ def augment(
     from bench.augment import measure, say
 
     say(measure(store=store, size=size, batch_size=batch_size, rounds=rounds, device=device), json)
+
+
+@app.command()
+def truth(
+    step_ms: Annotated[float, typer.Option(help="Length of a step of the grid, in milliseconds.")] = 10.0,
+    steps: Annotated[int, typer.Option(help="Steps that count, of each point.")] = 60,
+    only: Annotated[str | None, typer.Option(help="grid, cases or cost.", show_default=False)] = None,
+    json: Json = None,
+) -> None:
+    """Measure the profiler itself: loaders and steps of known length, loaders slow for a known reason, its cost."""
+    from bench.truth import measure, say
+
+    say(measure(step_ms=step_ms, num_steps=steps, only=only), json)
 
 
 @app.command()

@@ -31,7 +31,7 @@ from fastload.profiling.report import Action, Loop, Report, ResidentGain, Run, S
 from fastload.profiling.samples import time_samples
 
 NUM_CACHED = 4
-NUM_BLOCKS = 5
+NUM_BLOCKS = 3
 LOADERS = ("folder", "ffcv", "host", "mapped", "gpu", "auto")
 IN_MEMORY = ("host", "mapped", "gpu")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Iterator
 from itertools import islice
@@ -17,6 +16,7 @@ from fastload.conversion import convert
 from fastload.errors import FastloadError
 from fastload.formats import open_dataset
 from fastload.loader import Loader
+from fastload.profiling.actions import ROOM
 from fastload.profiling.intervals import thinned
 from fastload.profiling.loops import rate
 from fastload.profiling.report import Rate, ResidentGain
@@ -25,7 +25,6 @@ from fastload.profiling.timing import WaitMeter
 NUM_IMAGES = 1000
 NUM_WARMUP = 3
 NUM_BATCHES = 24
-ROOM = 8 / 7  # an eighth of the stored side is left for crops to move in
 
 
 def predicted_rate(x_replay: float, x_load: float) -> float:
@@ -60,7 +59,7 @@ def estimate(
     files = image_files(dataset)
     if not files:
         return None
-    store = math.ceil(size * ROOM)
+    store = round(size * ROOM)
     chosen = [files[i] for i in thinned(len(files), max(NUM_IMAGES, batch_size))]
     try:
         load = _load_rate(chosen, store, size, batch_size, device, _transform_of(dataset))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -17,10 +18,8 @@ from rich.console import Console
 
 from fastload.devices import parse_device
 from fastload.errors import ConfigError, printable
-from fastload.gain import ROOM, estimate
-from fastload.loader import Loader
 from fastload.profiling import ranks
-from fastload.profiling.actions import MEASURED, UPPER_BOUND, Advice, advise
+from fastload.profiling.actions import MEASURED, ROOM, UPPER_BOUND, Advice, advise
 from fastload.profiling.busy import NUM_STEPS as WINDOW_STEPS
 from fastload.profiling.busy import Busy, BusyWindow
 from fastload.profiling.live import LiveLine
@@ -84,8 +83,10 @@ class Profile(Generic[Batch]):
     ) -> None:
         if assume_gpu_rate is not None and not assume_gpu_rate > 0:
             raise ConfigError(f"assume_gpu_rate={assume_gpu_rate}: images per second, more than 0, are needed.")
-        # A Loader of ours is an iterable by its __iter__ alone, which a type checker does not see.
         self._loader: Any = loader
+        # Asked without an import: a loop of a DataLoader has no need of all that ours brings along.
+        ours = getattr(sys.modules.get("fastload.loader"), "Loader", None)
+        self._is_ours = ours is not None and isinstance(loader, ours)
         self._replay, self._model = replay, model
         self._name = type(loader).__name__ if name is None else name
         self._json = None if json is None else Path(json)
@@ -225,7 +226,7 @@ class Profile(Generic[Batch]):
             ),
             loops=(loop,), verdict=loop.verdict, cause=loop.cause, resident_gain=gain,
             actions=advise(Advice(
-                loop=loop, gain=gain, source=self._source(), converted=isinstance(self._loader, Loader),
+                loop=loop, gain=gain, source=self._source(), converted=self._is_ours,
                 store=None if _side(shape) is None else round((_side(shape) or 0) * ROOM),
                 num_cores=len(os.sched_getaffinity(0)), num_workers=self._feeding.num_workers,
                 assume_gpu_rate=self._assume_gpu_rate,
@@ -250,23 +251,25 @@ class Profile(Generic[Batch]):
         """Iterate the loader once more, without steps; None of an iterator, which has no second time."""
         if iter(self._loader) is self._loader:
             return None
-        own = self._loader if isinstance(self._loader, Loader) else None
-        state = own.state_dict() if own is not None else None
+        state = self._loader.state_dict() if self._is_ours else None
         meter, end = WaitMeter(self._device, num_warmup=self._read_ahead), time.monotonic() + MAX_LOAD_SECONDS
+
+        def is_enough() -> bool:
+            return meter.num_steps >= NUM_LOAD or time.monotonic() >= end or meter.failure is not None
+
         try:
-            while meter.num_steps < NUM_LOAD and time.monotonic() < end:
+            while not is_enough():
                 for _ in meter.watch(self._loader):
-                    if meter.num_steps >= NUM_LOAD or time.monotonic() >= end:
+                    if is_enough():
                         break
         finally:
-            if own is not None and state is not None:
-                own.load_state_dict(state)
-        timing = meter.result()
-        return rate(timing, period=self._feeding.num_workers or 1)
+            if state is not None:
+                self._loader.load_state_dict(state)
+        return rate(meter.result(), period=self._feeding.num_workers or 1)
 
     def _sample(self) -> Sample | None:
         dataset = getattr(self._loader, "dataset", None)
-        if dataset is None or isinstance(self._loader, Loader):
+        if dataset is None or self._is_ours:
             return None
         return time_samples(
             dataset, collate=getattr(self._loader, "collate_fn", None),
@@ -276,8 +279,10 @@ class Profile(Generic[Batch]):
     def _gain(self, timing: Timing, replay: Rate | None) -> ResidentGain | None:
         real, share, size = timing.images_per_second, timing.wait_share, _side(self._batch_shape)
         dataset = getattr(self._loader, "dataset", None)
-        if not real or share is None or share >= 1 or size is None or isinstance(self._loader, Loader):
+        if not real or share is None or share >= 1 or size is None or self._is_ours:
             return None
+        from fastload.gain import estimate
+
         x_replay, basis = (real / (1 - share), UPPER_BOUND) if replay is None else (replay.value, MEASURED)
         assert self._batch_shape is not None
         return estimate(

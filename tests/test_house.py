@@ -150,6 +150,7 @@ def test_the_commands_and_their_flags_are_these() -> None:
         "growth": ["--batch-size", "--json", "--rounds", "--thousands"],
         "convert": ["--count", "--json", "--made", "--repeat", "--rounds", "--size", "--workers", "folder"],
         "augment": ["--batch-size", "--device", "--json", "--rounds", "--size", "--store"],
+        "truth": ["--json", "--only", "--step-ms", "--steps"],
         "figures": ["--check"],
     }  # fmt: skip
 

@@ -12,6 +12,7 @@ from fastload.profiling.verdict import INPUT_BOUND_SHARE, PARTLY_SHARE
 
 MEASURED, UPPER_BOUND = "measured", "upper bound"
 WORTH = 1.05
+ROOM = 8 / 7  # what is stored over what is trained on: an eighth is left for crops to move in
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ def union_seconds(intervals: Iterable[tuple[float, float]]) -> float:
     """Return the length of the union of (begin, end) intervals, in their unit; where end <= begin there is nothing."""
     total, reached = 0.0, -np.inf
     for begin, end in sorted(intervals):
-        if end > reached:
+        if end > max(begin, reached):
             total += end - max(begin, reached)
             reached = end
     return float(total)

@@ -149,7 +149,7 @@ class WaitMeter:
                 self._safely(clock.data_arrived)
                 self._next_seconds += time.perf_counter() - wall
                 self._next_cpu_seconds += time.thread_time() - cpu
-                num_images = num_rows(batch)
+                num_images = self._count(batch)
                 yield batch
                 del batch  # the caller's alone
                 if kind is not _Kind.START:
@@ -158,7 +158,6 @@ class WaitMeter:
                 self._safely(clock.step_ends, kind, num_images if kind is _Kind.STEP else epoch)
                 kind = _Kind.STEP
                 self._safely(self._collect)
-                self._safely(clock.step_begins)
         finally:
             if hooked:
                 loader.on_device_work = None
@@ -190,6 +189,13 @@ class WaitMeter:
         """Data wait over wall time of the last 100 steps that have ended; does not wait for the device."""
         wall = sum(self._seconds[-100:])
         return sum(self._waits[-100:]) / wall if wall > 0 else None
+
+    def _count(self, batch: Any) -> int:
+        try:
+            return num_rows(batch)
+        except Exception as failure:
+            self.failure = failure
+            return 0
 
     def _safely(self, call: Callable[..., object], *arguments: object) -> None:
         if self.failure is None:
@@ -234,7 +240,9 @@ class _HostClock:
         self._arrived = time.perf_counter()
 
     def step_ends(self, kind: _Kind, number: int) -> None:
+        # The next one begins here: no time is lost between the two.
         now, begin = time.perf_counter(), self._begin
+        self._begin = now
         self._done.append(_Step(kind, number, now - begin, self._arrived - begin, None, now - (self._origin or 0.0)))
 
     def finished(self) -> Iterator[_Step]:
@@ -276,11 +284,11 @@ class _CudaClock:
             self._ready = self._event()
 
     def step_ends(self, kind: _Kind, number: int) -> None:
-        end = self._event()
-        if self._begin is None or self._arrived is None or end is None:
-            return
-        ended = time.perf_counter() - (self._origin or 0.0)
-        self._pending.append((kind, number, ended, (self._begin, self._arrived, self._ready, end)))
+        events = (self._begin, self._arrived, self._ready, self._event())
+        # The next one begins where this one ends: one event for both.
+        self._begin, self._arrived, self._ready = events[3], None, None
+        if events[0] is not None and events[1] is not None and events[3] is not None:
+            self._pending.append((kind, number, time.perf_counter() - (self._origin or 0.0), events))
 
     def finished(self) -> Iterator[_Step]:
         while self._pending and self._pending[0][3][3].query():
@@ -288,7 +296,7 @@ class _CudaClock:
             begin, arrived, ready, end = events
             own = None if ready is None else arrived.elapsed_time(ready) / 1e3
             seconds, wait = begin.elapsed_time(end) / 1e3, begin.elapsed_time(arrived) / 1e3
-            self._pool += [event for event in events if event is not None]
+            self._pool += [event for event in events[:3] if event is not None]
             yield _Step(kind, number, seconds, wait, own, ended)
 
     def wait(self) -> None:
