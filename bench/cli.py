@@ -132,7 +132,7 @@ def _one_way_in(context: typer.Context, data: Path | None, words: list[str] | No
         )
     if words is not None and (data is not None or not words):
         raise ConfigError(
-            f"{'both a folder and' if data else 'no'} command after --; give one: bench gpu-util -- python train.py"
+            f"{'both a folder and a' if data else 'no'} command after --; give one: bench gpu-util -- python train.py"
         )
     if words:
         for name in context.params:

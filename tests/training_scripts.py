@@ -44,10 +44,12 @@ def train_step(model, optimizer, criterion, images, labels):
     return loss.item()
 
 
-def torchvision_style(num_workers):
+def torchvision_style(num_workers, context=None):
     model, optimizer, criterion = make()
-    loader = DataLoader(Slow(61), batch_size=2, sampler=torch.utils.data.RandomSampler(Slow(61)), num_workers=num_workers)
-    test = DataLoader(Slow(12), batch_size=2, num_workers=num_workers)
+    data = Slow(61)
+    loader = DataLoader(data, batch_size=2, sampler=torch.utils.data.RandomSampler(data), num_workers=num_workers,
+                        multiprocessing_context=context, persistent_workers=num_workers > 0)  # fmt: skip
+    test = DataLoader(Slow(12), batch_size=2)
     for epoch in range(2):
         model.train()
         for image, target in MetricLogger().log_every(loader, 10, f"Epoch: [{epoch}]"):
@@ -102,7 +104,8 @@ def timm_style(num_workers):
     for epoch in range(2):
         for batch_idx, (image, target) in enumerate(loader):
             loss = train_step(model, optimizer, criterion, image, target)
-        print(f"Train: {epoch} [{batch_idx}/{last_idx}] {loss:.4f}")
+            if batch_idx in (last_idx // 2, last_idx):
+                print(f"Train: {epoch} [{batch_idx}/{last_idx}] {loss:.4f}")
 
 
 def accelerate_style():

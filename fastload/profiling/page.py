@@ -237,10 +237,11 @@ def _changes(comparison: Comparison) -> str:
         for row in rows
     )
     warned = "".join(f"<li>{_cut(text)}</li>" for text in comparison.warnings[:24])
+    heads = "".join(f"<th scope='col'>{name}</th>" for name in ("", "before", "after"))
     return (
-        f"<section><h2>Before and after</h2><p class='lead'>{_cut(comparison.summary)}</p>{bars}"
-        "<div class='scroll'><table><thead><tr><th scope='col'></th><th scope='col'>before</th><th scope='col'>after</th></tr></thead>"
-        f"<tbody>{cells}</tbody></table></div>{f'<ul class=plain>{warned}</ul>' if warned else ''}</section>"
+        f"<section><h2>Before and after</h2><p class='lead'>{_cut(comparison.summary)}</p>{bars}<div class='scroll'>"
+        f"<table><thead><tr>{heads}</tr></thead><tbody>{cells}</tbody></table></div>"
+        f"{f'<ul class=plain>{warned}</ul>' if warned else ''}</section>"
     )
 
 

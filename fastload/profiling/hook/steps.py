@@ -89,10 +89,8 @@ class Loop:
 
     def __init__(self, about: dict[str, Any], dataset: Any) -> None:
         self.about = about
-        try:
-            self._dataset: Any = weakref.ref(dataset)
-        except TypeError:
-            self._dataset = lambda: dataset  # a list, say
+        self._dataset: Any = None
+        self.take(dataset)
         self.totals = {"steps": 0, "rows": 0, "seconds": 0.0, "wait_seconds": 0.0, "next_seconds": 0.0,
                        "next_cpu_seconds": 0.0}  # fmt: skip
         self.own_seconds: float | None = None
@@ -104,10 +102,17 @@ class Loop:
         self._stride = self._until_kept = 1
         self.pending: list[Step] = []
 
-    def is_of(self, dataset: Any) -> bool:
-        """Tell whether `dataset` is this loop's; one that is gone has been made anew."""
-        own = self._dataset()
-        return own is None or own is dataset
+    @property
+    def dataset(self) -> Any:
+        """The dataset, None where the script has let go of it."""
+        return self._dataset()
+
+    def take(self, dataset: Any) -> None:
+        """Make a dataset this loop's: the first one, or one that was made anew for a later epoch."""
+        try:
+            self._dataset = weakref.ref(dataset)
+        except TypeError:
+            self._dataset = lambda: dataset  # a list, say
 
     def collect(self) -> None:
         """Book the steps that the device has come past."""

@@ -30,6 +30,7 @@ FOLDER_VARIABLE = "FASTLOAD_WATCH_FOLDER"
 MAX_WORKERS = 4096
 # Writing takes a part of 1/WRITE_COST of the time at most, and not twice in a second.
 WRITE_COST, WRITE_SECONDS = 500, 1.0
+KEY = ("dataset", "num_samples", "batch_size", "num_workers")  # what else tells loops on one line apart
 
 
 class Watcher:
@@ -175,12 +176,15 @@ class Watcher:
     def _loop(self, loader: Any, site: str) -> Loop:
         dataset = getattr(loader, "dataset", loader)
         about = describe(loader, dataset, site)
-        same = self.loops.setdefault((site, about["dataset"], about["num_samples"], about["batch_size"]), [])
-        for loop in same:
-            if loop.is_of(dataset):
-                return loop
-        same.append(Loop(about, dataset))
-        return same[-1]
+        same = self.loops.setdefault((site, *(about[name] for name in KEY)), [])
+        # The same dataset; else one like it that is gone: then this one was made in its place.
+        found = next((loop for loop in same if loop.dataset is dataset), None)
+        found = found or next((loop for loop in same if loop.dataset is None), None)
+        if found is None:
+            found = Loop(about, dataset)
+            same.append(found)
+        found.take(dataset)
+        return found
 
     def _find_rank(self) -> tuple[int, int]:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
