@@ -8,6 +8,7 @@ from bench.figures import update
 from bench.peers import find_pair, training_folder
 from fastload.errors import FastloadError
 from tests.conftest import ROOT, launch, write_folder
+from tests.reports_help import check_report
 
 
 @pytest.mark.processes
@@ -19,6 +20,7 @@ def test_gpu_util_measures_both_ways(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "out.json").read_text())
+    check_report(result)
     assert result["verdict"]["word"] in done.stdout
     assert result["run"]["device"] == "cpu"
     assert [loop["name"] for loop in result["loops"]] == ["ImageFolder + DataLoader(1)", "fastload, host"]

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
 from bench.cli import app
 from bench.outputs import Outputs
 from fastload.errors import ConfigError
+from fastload.profiler import Profile
 from fastload.profiling import charts
 from fastload.profiling.compare import compare
 from fastload.profiling.page import MAX_BYTES, page
@@ -68,6 +70,18 @@ def test_reports_are_as_the_schema_says_and_no_key_is_free() -> None:
     del report["loops"][0]["wait"]["share"]
     with pytest.raises(jsonschema.ValidationError):
         check_report(report)
+
+
+def test_the_report_of_a_profiled_loop_is_as_the_schema_says() -> None:
+    samples = torch.utils.data.TensorDataset(torch.zeros(60, 3, 8, 8), torch.zeros(60))
+    with Profile(torch.utils.data.DataLoader(samples, batch_size=2), device="cpu", quiet=True) as batches:
+        for _ in batches:
+            pass
+    report = batches.report
+    check_report(report)
+    assert report["run"]["entry"] == "profile"
+    assert "one step" in said(report).lower()
+    Page(page(report))
 
 
 def test_the_page_has_every_chart_in_words_too_and_nothing_from_outside() -> None:
@@ -150,7 +164,7 @@ def test_of_several_ranks_the_one_that_waits_most_is_drawn_and_all_are_listed() 
     assert [loop["rank"] for loop in one_of_each(report)] == [2]
     text = said(report)
     assert all(number in text for number in ("100", "101", "102", "30%"))
-    assert [part for _, part, _ in step_parts(main_loop(report))][0] == "waiting for data"
+    assert step_parts(main_loop(report))[0][1:] == ("waiting for data", pytest.approx(0.03))
 
 
 def test_comparing_says_what_changed_what_is_noise_and_what_else_differs() -> None:

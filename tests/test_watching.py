@@ -209,12 +209,34 @@ def test_a_long_run_keeps_few_rows_and_all_sums(seen: Seen, monkeypatch: pytest.
     assert 8 <= len(loop["rows"]) < 16
     begins = [row[0] for row in loop["rows"]]
     assert begins == sorted(begins)
-    process = {"pid": 1, "rank": 0, "began": 0.0, "device": "cpu", "gpu_memory_bytes": None, "python": "3", "torch": "2",
-               "loops": [loop]}  # fmt: skip
+    process = {"pid": 1, "rank": 0, "began": 0.0, "device": "cpu", "gpu_memory_bytes": None, "loops": [loop],
+               "python": "3", "torch": "2"}  # fmt: skip
     report = make_report(Found(processes=(process,), num_started=1, failures=()), {}, Measured()).as_dict()
     check_report(report)
     assert report["loops"][0]["steps"]["count"] == 99
     assert report["loops"][0]["step_seconds"]["mean"] == pytest.approx(loop["totals"]["seconds"] / 99, rel=1e-4)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_its_own_time_counts_and_nothing_is_synchronized(seen: Seen) -> None:
+    matrix = torch.randn(4096, 4096, device="cuda")
+    for count, seconds, low, high in ((50, 0.0, 0.0, 0.1), (51, 0.05, 0.5, 1.0)):
+        loader = DataLoader(training_scripts.Slow(count, seconds), batch_size=2)
+        for _ in loader:
+            for _ in range(10):
+                matrix @ matrix
+        torch.cuda.synchronize()
+        loop = seen()[f"Slow{count}"]
+        assert low <= loop["totals"]["wait_seconds"] / loop["totals"]["seconds"] <= high
+    events = len(watcher.start()._clock._pool)
+    assert events < 200, "events go back to their pool"
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in DataLoader(data(60), batch_size=2):
+            matrix @ matrix
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert watcher.start().error is None
 
 
 def python(*words: str, folder: Path | None, paths: list[Path] | None = None) -> subprocess.CompletedProcess[str]:
@@ -232,7 +254,10 @@ def test_the_hook_hands_on_to_the_sitecustomize_that_it_hides(tmp_path: Path) ->
     own.mkdir()
     folder.mkdir()
     (own / "sitecustomize.py").write_text("import sys\nsys.their_own = __name__\nMARK = 5\n")
-    shows = "import sys, sitecustomize; print(sys.their_own, sitecustomize.MARK, [p for p in sys.path if p.endswith('hook')])"
+    shows = (
+        "import sys, sitecustomize; "
+        "print(sys.their_own, sitecustomize.MARK, [p for p in sys.path if p.endswith('hook')])"
+    )
     done = python("-c", shows, folder=folder, paths=[own])
     assert (done.stdout, done.stderr) == ("sitecustomize 5 []\n", "")
     assert len(list(folder.iterdir())) == 1
