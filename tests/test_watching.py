@@ -153,6 +153,21 @@ def test_of_nested_loaders_the_outer_one_counts(seen: Seen) -> None:
     assert loops["TensorDataset60"]["totals"]["steps"] == 0
 
 
+def test_the_folder_to_convert_is_the_one_that_holds_the_splits(seen: Seen, tmp_path: Path) -> None:
+    for name in ("train", "flowers"):
+        samples = data(60)
+        samples.root = str(tmp_path / "a b" / name)
+        for _ in DataLoader(torch.utils.data.Subset(samples, range(50)), batch_size=2):
+            time.sleep(0.001)
+        loops = seen()
+        assert loops["Subset50"]["root"] == samples.root
+    watcher.start().write()
+    report = make_report(read(tmp_path), {}, Measured()).as_dict()
+    check_report(report)
+    assert report["run"]["data"] == "a b"
+    assert report["run"]["batch_size"] == 2
+
+
 def test_iterators_stay_what_they_are_and_one_that_is_left_keeps_nothing(seen: Seen) -> None:
     loader = DataLoader(data(30), batch_size=2)
     iterator = iter(loader)

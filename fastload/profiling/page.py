@@ -129,6 +129,8 @@ def _throughput(report: Json) -> str:
     note = "<i class='line'></i>ceiling, the same step on batches that are already there: " + (
         f"<b>{number(ceiling)}</b>" if ceiling else "not measured"
     )
+    if any(value != cut for (*_, value, _, _), (*_, cut, _, _) in zip(rows, shown, strict=True)):
+        note += ". A loader alone far above it is drawn shorter than it is."
     alt = "Images per second: " + ", ".join(f"{n} {w}" for _, n, _, w, _ in rows)
     return figure("Images per second", charts.bar_rows(shown, ceiling, f"{alt}, ceiling {number(ceiling)}"),
                   note, wide=True)  # fmt: skip

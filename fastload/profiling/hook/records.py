@@ -19,6 +19,7 @@ from fastload.profiling.verdict import Verdict
 
 NUM_WARMUP = 3  # as of steps.py
 MAX_LOOPS = 24  # of one process
+TRAIN = ("train", "training")
 ROOM = 8 / 7  # stored sides leave an eighth for crops to move in
 
 Json = dict[str, Any]
@@ -136,6 +137,12 @@ def _name(loop: Json) -> str:
     return f"{loop['site']} {dataset}{count}"
 
 
+def _source(loop: Json) -> str | None:
+    """Return the folder to convert: a dataset's own, or the one that it is the training split of."""
+    root = loop["root"]
+    return str(Path(root).parent) if root and Path(root).name.lower() in TRAIN else root
+
+
 def _side(loop: Json) -> int | None:
     shape = loop["batch_shape"]
     return shape[-1] if shape is not None and len(shape) == 4 else None
@@ -143,9 +150,9 @@ def _side(loop: Json) -> int | None:
 
 def _run(found: Found, about: Json) -> Run:
     first, shape = found.processes[0], about["batch_shape"]
-    root = about["root"]
+    source = _source(about)
     return Run(
-        entry="hook", data=about["dataset"] if not root else Path(root).name or about["dataset"], size=_side(about),
+        entry="hook", data=about["dataset"] if not source else Path(source).name or about["dataset"], size=_side(about),
         batch_size=about["batch_size"] or (shape[0] if shape else None), device=first["device"].partition(":")[0],
         num_ranks=len({process["rank"] for process in found.processes}), num_warmup=NUM_WARMUP,
     )  # fmt: skip
@@ -172,7 +179,7 @@ def _gain(loop: Loop, about: Json) -> ResidentGain | None:
 def _actions(loop: Loop, about: Json, gain: ResidentGain | None) -> tuple[Action, ...]:
     side = _side(about)
     return advise(Advice(
-        loop=loop, gain=gain, source=about["root"], converted=about["placement"] is not None,
+        loop=loop, gain=gain, source=_source(about), converted=about["placement"] is not None,
         store=None if side is None else math.ceil(side * ROOM), num_cores=len(os.sched_getaffinity(0)),
         num_workers=about["num_workers"],
     ))  # fmt: skip
