@@ -44,6 +44,7 @@ class Feed:
         self._load: list[Timing] = []
         self._systems: list[System] = []
         self._starved: list[float] = []
+        self._read: list[float] = []
         self._busy: Busy | None = None
         self._nvml = NvmlSamples(device) if device.type == "cuda" else None
 
@@ -61,6 +62,8 @@ class Feed:
         self._systems.append(system.result())
         if system.starved_share is not None:
             self._starved.append(system.starved_share)
+        if system.read_chars_per_second is not None:
+            self._read.append(system.read_chars_per_second)
 
     def load_block(self) -> None:
         """Take batches and do nothing with them."""
@@ -108,6 +111,7 @@ class Feed:
             nvml_series=() if self._nvml is None else self._nvml.series,
             gpu_memory_bytes=None if self._nvml is None else torch.cuda.max_memory_allocated(self._device),
             system=mean_system(self._systems), starved_share=statistics.fmean(self._starved) if self._starved else None,
+            read_chars_per_second=statistics.fmean(self._read) if self._read else None,
             memory_bytes=self.memory_bytes,
         )  # fmt: skip
 

@@ -282,7 +282,7 @@ def measure(*, step_ms: float, num_steps: int, only: str | None = None) -> dict[
     with Progress(console=Console(stderr=True), transient=True) as bar:
         if only in (None, "grid"):
             ways = [(r, a, j) for r in RATIOS for a in (False, True) for j in (False, True)]
-            points = [measure_point(r, ahead=a, jitter=j, step_seconds=step_ms / 1e3, num_steps=num_steps, tries=5)
+            points = [measure_point(r, ahead=a, jitter=j, step_seconds=step_ms / 1e3, num_steps=num_steps, tries=3)
                       for r, a, j in bar.track(ways, description="points of the grid")]  # fmt: skip
             result["grid"] = [_point(point) for point in points]
         if only in (None, "cases"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -125,7 +126,9 @@ def made(
                     Images(file, count, **images), BATCH_SIZE, num_workers=workers,
                     persistent_workers=persistent and workers > 0, worker_init_fn=_late if late else None,
                 )  # fmt: skip
-                yield loader, lambda _: (spin if spinning else time.sleep)(step_seconds)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # more workers than cores: that is the point
+                    yield loader, lambda _: (spin if spinning else time.sleep)(step_seconds)
             finally:
                 os.sched_setaffinity(0, allowed)
 
@@ -133,7 +136,7 @@ def made(
 
 
 CASES = (
-    Case(name="slow disk", expected="storage-bound", setting=made(read_seconds=0.008)),
+    Case(name="slow disk", expected="storage-bound", setting=made(side=100, read_seconds=0.008)),
     Case(name="slow decoding", expected="decode-bound", setting=made(side=500)),
     Case(name="slow transforms", expected="augment-bound", setting=made(decode=False, augment_seconds=0.006)),
     Case(name="one worker", expected="one-worker", setting=made(decode=False, augment_seconds=0.004, workers=1)),

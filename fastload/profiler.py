@@ -27,7 +27,7 @@ from fastload.profiling.loops import Feeding, Measured, make_loop, rate
 from fastload.profiling.nvml import NvmlSamples
 from fastload.profiling.report import Rate, Report, ResidentGain, Run, Sample, described, write_json
 from fastload.profiling.samples import generators_kept, time_samples
-from fastload.profiling.system import SystemMeter
+from fastload.profiling.system import SECONDS_BETWEEN_LOOKS, SystemMeter
 from fastload.profiling.timing import Timing, WaitMeter
 from fastload.profiling.verdict import MIN_STEPS
 
@@ -104,6 +104,7 @@ class Profile(Generic[Batch]):
         self._batch_shape: tuple[int, ...] | None = None
         self._pauses = 0  # blocks of replayed steps so far
         self._since, self._open = 0, True  # steps since the last pause
+        self._next_tick = 0.0
         self._failures: list[str] = []
         self.report: dict[str, Any] | None = None
         # An error in the loop keeps a generator alive with its traceback: then the report comes at the end.
@@ -128,10 +129,12 @@ class Profile(Generic[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         self._safely(self._tick)
         for batch in self._meter.watch(self._loader):
-            self._safely(self._see, batch)
+            if self._batch_shape is None or self._replay:
+                self._safely(self._see, batch)
             yield batch
             del batch
-            self._safely(self._tick)
+            if time.monotonic() >= self._next_tick:
+                self._safely(self._tick)
             if self._replay and self._open:
                 yield from self._between()
         if self._replay and self._open and self._replay_meter.num_steps < MIN_STEPS and self._cached:
@@ -157,9 +160,10 @@ class Profile(Generic[Batch]):
         if self._replay and len(self._cached) < NUM_CACHED:
             self._cached.append(batch)
         if self._batch_shape is None:
-            self._batch_shape = _shape(batch)
+            self._batch_shape = _shape(batch) or ()
 
     def _tick(self) -> None:
+        self._next_tick = time.monotonic() + SECONDS_BETWEEN_LOOKS
         looked = self._system.tick()
         self._line.tick(self._meter)
         if looked and self._nvml is not None:
@@ -200,7 +204,7 @@ class Profile(Generic[Batch]):
         for meter in (self._meter, self._replay_meter):
             if meter.failure is not None:
                 self._failures.append(f"{type(meter.failure).__name__}: {printable(meter.failure)}")
-        measured_until = self._system.result(), self._system.starved_share
+        system, starved, read = self._system.result(), self._system.starved_share, self._system.read_chars_per_second
         if again:
             with generators_kept():
                 load = self._attempt(self._load_alone)
@@ -212,7 +216,7 @@ class Profile(Generic[Batch]):
                 nvml=None if self._nvml is None else self._nvml.result(),
                 nvml_series=() if self._nvml is None else self._nvml.series,
                 gpu_memory_bytes=torch.cuda.max_memory_allocated(self._device) if self._nvml is not None else None,
-                system=measured_until[0], starved_share=measured_until[1],
+                system=system, starved_share=starved, read_chars_per_second=read,
             ),
             rank=self._rank, warmup=self._num_warmup,
         )  # fmt: skip

@@ -205,7 +205,7 @@ def write_proc(
         fields = ["S", "1", *["0"] * 7, str(faults), "0", str(cpu), "0", *["0"] * 30]
         (folder / "stat").write_text(f"{pid} (a (strange) name) {' '.join(fields)}")
         (folder / "statm").write_text("900 50 20 1 0 1 0")
-        (folder / "io").write_text(f"rchar: 1\nread_bytes: {read}\n")
+        (folder / "io").write_text(f"rchar: {2 * read}\nread_bytes: {read}\n")
         (folder / "schedstat").write_text(f"1 {starved} 1")
     lines = [f"cpu{n} {busy} 0 0 {idle} 0 0 0 0 0 0" for n, (busy, idle) in enumerate(cores)]
     (root / "stat").write_text("\n".join(["cpu 1 2 3 4 5 6 7 8 9 10", *lines, "intr 5"]))
@@ -231,6 +231,7 @@ def test_the_system_is_what_proc_says(tmp_path: Path, monkeypatch: pytest.Monkey
     assert found.disk_read_bytes_per_second == pytest.approx(4e6)
     assert found.resident_bytes == 2 * 30 * os.sysconf("SC_PAGE_SIZE")
     assert meter.starved_share == pytest.approx(0.5)
+    assert meter.read_chars_per_second == pytest.approx(8e6)
 
 
 def test_without_proc_nothing_is_measured(tmp_path: Path) -> None:

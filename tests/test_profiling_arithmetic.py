@@ -126,6 +126,8 @@ FINE = Evidence(wait_share=0.01, num_steps=50, num_workers=2, worker_cpu=(0.5, 0
         (IDLE, {"starved_share": 0.02, "major_faults_per_second": 900.0}, "storage-bound"),
         (IDLE, {"sample": READING}, "storage-bound"),
         (IDLE, {"sample": DECODING}, "loader-sleeps"),
+        (IDLE, {"sample": READING, "read_bytes_per_image": 300.0}, "loader-sleeps"),
+        (IDLE, {"sample": DECODING, "read_bytes_per_image": 90_000.0}, "storage-bound"),
         (IDLE, {"num_workers": 0, "worker_cpu": None, "next_cpu": 0.02, "sample": READING}, "storage-bound"),
         (BUSY, {"start_share": 0.6, "persistent_workers": False}, "epoch-starts"),
         (FINE, {"start_share": 0.2, "persistent_workers": False}, "epoch-starts"),

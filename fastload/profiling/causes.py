@@ -23,6 +23,7 @@ IDLE_CPU = 0.5  # of a core: a worker below it sleeps for most of the time
 STARVED_SHARE = 0.3  # of the time a worker is ready to run and waits for a core
 FULL_CORE = 0.95
 READS_BYTES_PER_SECOND = 4e6
+FILE_BYTES = 4096  # read per image: more than what processes tell each other
 MANY_FAULTS_PER_SECOND = 50.0
 CAUSES = (
     "decode-bound", "augment-bound", "workers-bound", "storage-bound", "loader-sleeps", "one-worker", "epoch-starts",
@@ -44,6 +45,7 @@ class Evidence:
         starved_share: of the time, workers (else the process) were ready to run and waited for a core.
         cpu_per_core: load of each core.
         disk_read_bytes_per_second, major_faults_per_second: of process and workers.
+        read_bytes_per_image: all that process and workers read, from the page cache too.
         sample: seconds of one sample by part.
         in_memory: whether batches are made of samples that lie in memory, decoded (fastload's Loader).
         pinned: whether batches come in pinned memory.
@@ -65,6 +67,7 @@ class Evidence:
     cpu_per_core: tuple[float, ...] | None = None
     disk_read_bytes_per_second: float | None = None
     major_faults_per_second: float | None = None
+    read_bytes_per_image: float | None = None
     sample: Sample | None = None
     in_memory: bool = False
     pinned: bool | None = None
@@ -84,11 +87,13 @@ class Evidence:
 
     @property
     def reads(self) -> bool:
-        """Whether the loader was seen reading from a disk, or spends most of a sample on opening and reading it."""
+        """Whether the loader was seen reading: from a disk, or files at all."""
         if (self.disk_read_bytes_per_second or 0) >= READS_BYTES_PER_SECOND:
             return True
         if (self.major_faults_per_second or 0) >= MANY_FAULTS_PER_SECOND:
             return True
+        if self.read_bytes_per_image is not None:
+            return self.read_bytes_per_image >= FILE_BYTES
         return self.sample is not None and _largest(self.sample) == "open"
 
 
@@ -180,6 +185,8 @@ def _told(seen: Evidence) -> Iterator[str]:
         yield f"cores busy {', '.join(f'{share:.0%}' for share in seen.cpu_per_core[:16])}"
     if seen.disk_read_bytes_per_second is not None:
         yield f"{seen.disk_read_bytes_per_second / 1e6:,.1f} MB/s read from disk"
+    if seen.read_bytes_per_image is not None:
+        yield f"{seen.read_bytes_per_image / 1e3:,.1f} kB read per image"
     if seen.sample is not None:
         parts = {"opening and reading": seen.sample.open, "decoding": seen.sample.decode,
                  "transforms": seen.sample.transform}  # fmt: skip

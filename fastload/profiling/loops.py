@@ -70,7 +70,7 @@ class Measured:
         nvml, nvml_series: what the driver sampled.
         gpu_memory_bytes: the most that torch had allocated.
         system: of the host.
-        starved_share: see SystemMeter.
+        starved_share, read_chars_per_second: see SystemMeter.
         sample: seconds of one sample.
         memory_bytes: memory that this way of feeding keeps samples in.
     """
@@ -84,6 +84,7 @@ class Measured:
     gpu_memory_bytes: int | None = None
     system: System = field(default_factory=System)
     starved_share: float | None = None
+    read_chars_per_second: float | None = None
     sample: Sample | None = None
     memory_bytes: int | None = None
 
@@ -106,6 +107,7 @@ def make_loop(
     real = measured.x_real or rate(timing, period=period)
     values = [None if r is None else r.value for r in (real, measured.x_load, measured.x_replay)]
     efficiency_share, busy = efficiency(*values), measured.busy
+    read, speed = measured.read_chars_per_second, timing.images_per_second
     evidence = Evidence(
         wait_share=timing.wait_share, num_steps=timing.num_steps, start_share=timing.start_share,
         efficiency=efficiency_share, busy_share=None if busy is None else busy.busy_share,
@@ -116,6 +118,7 @@ def make_loop(
         starved_share=measured.starved_share, cpu_per_core=measured.system.cpu_per_core,
         disk_read_bytes_per_second=measured.system.disk_read_bytes_per_second,
         major_faults_per_second=measured.system.major_faults_per_second, sample=measured.sample,
+        read_bytes_per_image=None if read is None or not speed else read / speed,
         **{known.name: getattr(feeding, known.name) for known in dataclasses.fields(feeding)},
     )  # fmt: skip
     return Loop(

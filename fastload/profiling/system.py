@@ -29,6 +29,7 @@ class Look:
     cpu_seconds: float
     major_faults: int
     read_bytes: int | None
+    read_chars: int | None
     starved_seconds: float | None
     resident_bytes: int
 
@@ -112,6 +113,11 @@ class SystemMeter:
         own = self._watched.get(self._own)
         return None if own is None else own.rate("starved_seconds")
 
+    @property
+    def read_chars_per_second(self) -> float | None:
+        """Bytes that this process and its workers read in all, wherever they came from."""
+        return self._sum("read_chars")
+
     def _worker_rates(self, name: str) -> tuple[float, ...] | None:
         """Return a rate of each worker, the longest watched ones where there were more than work at a time."""
         others = [w for pid, w in self._watched.items() if pid != self._own and w.rate("cpu_seconds") is not None]
@@ -163,19 +169,20 @@ def _look(pid: int, proc: Path) -> Look | None:
     starved = None
     with suppress(OSError, ValueError, IndexError):
         starved = int((folder / "schedstat").read_text().split()[1]) / 1e9
+    read_bytes, read_chars = _reads(folder)
     return Look(
         at=time.monotonic(), cpu_seconds=(int(stat[11]) + int(stat[12])) / _TICKS, major_faults=int(stat[9]),
-        read_bytes=_read_bytes(folder), starved_seconds=starved,
+        read_bytes=read_bytes, read_chars=read_chars, starved_seconds=starved,
         resident_bytes=max(0, int(statm[1]) - int(statm[2])) * _PAGE,
     )  # fmt: skip
 
 
-def _read_bytes(folder: Path) -> int | None:
+def _reads(folder: Path) -> tuple[int | None, int | None]:
+    """Return the bytes that came from a disk, and all that were read, from the page cache and from pipes too."""
     with suppress(OSError, ValueError):
-        for line in (folder / "io").read_text().splitlines():
-            if line.startswith("read_bytes:"):
-                return int(line.split()[1])
-    return None
+        counts = dict(line.split(": ") for line in (folder / "io").read_text().splitlines())
+        return int(counts["read_bytes"]), int(counts["rchar"])
+    return None, None
 
 
 def _core_ticks(proc: Path) -> list[list[int]]:

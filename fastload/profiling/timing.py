@@ -20,6 +20,9 @@ import torch
 
 Batch = TypeVar("Batch")
 
+CPU_EVERY = 8  # steps: asking for a thread's processor time is a system call
+COLLECT_EVERY = 32
+
 
 class _Kind(IntEnum):
     STEP = 0
@@ -43,8 +46,8 @@ class Timing:
         num_epochs: loops that were begun.
         later_seconds, later_waits: duration of the first and data wait of the first and the last `next()` of all
             epochs but the first.
-        next_seconds, next_cpu_seconds: the host's time in all `next()`, and the processor time that the thread which
-            called them used meanwhile.
+        next_seconds, next_cpu_seconds: the host's time in every eighth `next()`, and the processor time that the thread
+            which called it used meanwhile.
     """
 
     num_steps: int
@@ -111,7 +114,9 @@ class WaitMeter:
         self._own: float | None = None
         self._num_starts, self._start_seconds = 0, 0.0
         self._num_epochs, self._later_seconds, self._later_waits = 0, 0.0, 0.0
+        self._next_began: tuple[float, float] | None = None
         self._next_seconds, self._next_cpu_seconds = 0.0, 0.0
+        self._num_seen = self._num_counted = 0
         self.failure: Exception | None = None
 
     def settle(self, num_steps: int) -> None:
@@ -139,25 +144,22 @@ class WaitMeter:
             self._safely(clock.step_begins)
             iterator = iter(batches)
             while True:
-                wall, cpu = time.perf_counter(), time.thread_time()
+                if not self._num_seen % CPU_EVERY:
+                    self._next_begins()
                 try:
                     batch = next(iterator)
                 except StopIteration:
+                    self._next_began = None
                     self._safely(clock.data_arrived)
                     self._safely(clock.step_ends, _Kind.END, epoch)
                     break
-                self._safely(clock.data_arrived)
-                self._next_seconds += time.perf_counter() - wall
-                self._next_cpu_seconds += time.thread_time() - cpu
-                num_images = self._count(batch)
+                num_images = self._arrived(batch)
                 yield batch
                 del batch  # the caller's alone
                 if kind is not _Kind.START:
                     kind = _Kind.WARMUP if self._warmup_left > 0 else _Kind.STEP
-                self._warmup_left -= 1
-                self._safely(clock.step_ends, kind, num_images if kind is _Kind.STEP else epoch)
+                self._ended(kind, num_images if kind is _Kind.STEP else epoch)
                 kind = _Kind.STEP
-                self._safely(self._collect)
         finally:
             if hooked:
                 loader.on_device_work = None
@@ -181,27 +183,61 @@ class WaitMeter:
 
     @property
     def num_steps(self) -> int:
-        """Steps that count and have ended; does not wait for the device."""
-        return len(self._seconds)
+        """Steps that count and that the host is done with; does not wait for the device."""
+        return self._num_counted
 
     @property
     def share_so_far(self) -> float | None:
         """Data wait over wall time of the last 100 steps that have ended; does not wait for the device."""
+        self._safely(self._collect)
         wall = sum(self._seconds[-100:])
         return sum(self._waits[-100:]) / wall if wall > 0 else None
 
-    def _count(self, batch: Any) -> int:
+    # What happens at every step is kept short, in few calls: behind a real step their code is in no cache, and each
+    # costs some microseconds.
+
+    def _arrived(self, batch: Any) -> int:
+        if self.failure is not None:
+            return 0
         try:
+            self._clock.data_arrived()
+            if self._next_began is not None:
+                self._next_ends()
+            first = batch[0] if type(batch) in (tuple, list) and batch else batch
+            if type(first) is torch.Tensor and first.ndim:
+                return first.size(0)
             return num_rows(batch)
-        except Exception as failure:
+        except Exception as failure:  # the user's loop goes on whatever happens to a clock
             self.failure = failure
             return 0
+
+    def _ended(self, kind: _Kind, number: int) -> None:
+        self._warmup_left -= 1
+        self._num_seen += 1
+        if self.failure is not None:
+            return
+        try:
+            self._clock.step_ends(kind, number)
+            self._num_counted += kind is _Kind.STEP
+            if not self._num_seen % COLLECT_EVERY:
+                self._collect()
+        except Exception as failure:
+            self.failure = failure
+
+    def _next_begins(self) -> None:
+        self._next_began = time.perf_counter(), time.thread_time()
+
+    def _next_ends(self) -> None:
+        if self._next_began is not None:
+            self._next_seconds += time.perf_counter() - self._next_began[0]
+            self._next_cpu_seconds += time.thread_time() - self._next_began[1]
+            self._next_began = None
 
     def _safely(self, call: Callable[..., object], *arguments: object) -> None:
         if self.failure is None:
             try:
                 call(*arguments)
-            except Exception as failure:  # the user's loop goes on whatever happens to a clock
+            except Exception as failure:
                 self.failure = failure
 
     def _collect(self) -> None:
@@ -224,7 +260,7 @@ class WaitMeter:
 
 class _HostClock:
     def __init__(self) -> None:
-        self._done: list[_Step] = []
+        self._done: list[tuple[_Kind, int, float, float, float]] = []
         self._origin: float | None = None
         self._begin = self._arrived = 0.0
 
@@ -241,13 +277,14 @@ class _HostClock:
 
     def step_ends(self, kind: _Kind, number: int) -> None:
         # The next one begins here: no time is lost between the two.
-        now, begin = time.perf_counter(), self._begin
-        self._begin = now
-        self._done.append(_Step(kind, number, now - begin, self._arrived - begin, None, now - (self._origin or 0.0)))
+        begin, self._begin = self._begin, time.perf_counter()
+        self._done.append((kind, number, begin, self._arrived, self._begin))
 
     def finished(self) -> Iterator[_Step]:
         done, self._done = self._done, []
-        yield from done
+        origin = self._origin or 0.0
+        for kind, number, begin, arrived, end in done:
+            yield _Step(kind, number, end - begin, arrived - begin, None, end - origin)
 
     def wait(self) -> None:
         pass
