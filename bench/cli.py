@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperCommand
 
 from fastload.cli import exit_with
-from fastload.errors import ConfigError
+from fastload.errors import ConfigError, printable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -160,9 +160,16 @@ def compare(
 
     outputs, reports = Outputs(html=html), [read_report(file) for file in (before, after)]
     outputs.check()
-    changed, console = compared(*reports), Console()
-    say_comparison(changed, console)
-    outputs.write(reports[1], console, changed)
+    console = Console()
+    try:
+        changed = compared(*reports)
+        say_comparison(changed, console)
+        outputs.write(reports[1], console, changed)
+    except (KeyError, TypeError, IndexError, AttributeError) as e:
+        raise ConfigError(
+            f"{printable(before)} or {printable(after)} is not as the schema of reports says ({printable(e)}); measure "
+            "again."
+        ) from None
 
 
 @app.command()

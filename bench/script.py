@@ -48,24 +48,30 @@ def watch_and_say(words: Sequence[str], **files: Path | None) -> int:
     outputs = Outputs(**files)
     outputs.check()
     report, code, failures = watch(words)
-    from fastload.profiling.terminal import say
-
     console = Console(stderr=True)
-    content = report.as_dict()
-    say(content, console)
     for failure in failures:
         console.print(f"Mind: the watching had trouble: {failure}", markup=False, highlight=False, soft_wrap=True)
-    outputs.write(content, console)
+    if report is None:
+        return code
+    from fastload.profiling.terminal import say
+
+    content = report.as_dict()
+    say(content, console)
+    try:
+        outputs.write(content, console)
+    except ConfigError as e:
+        console.print(f"ConfigError: {e}", markup=False, highlight=False, soft_wrap=True)
+        return code or 2  # what the script said comes first
     return code
 
 
-def watch(words: Sequence[str]) -> tuple[Report, int, tuple[str, ...]]:
+def watch(words: Sequence[str]) -> tuple[Report | None, int, tuple[str, ...]]:
     """Run a command with the hook in all its Python processes, and wait for its end.
 
     Its input, output and signals are its own. What comes as a signal to this process is passed on to it.
 
     Returns:
-        The report, the command's exit code (128 and the signal's number where one ended it), and what went wrong in
+        The report (None where it could not be made), the command's exit code (128 and the signal's number where one ended it), and what went wrong in
         the watching.
 
     Raises:
@@ -149,8 +155,14 @@ class Outside:
         except Exception as e:
             self._failure = f"{type(e).__name__}: {e}"
 
-    def report(self) -> tuple[Report, tuple[str, ...]]:
-        """Return the report, and what went wrong in the watching."""
+    def report(self) -> tuple[Report | None, tuple[str, ...]]:
+        """Return the report, None where it cannot be made, and what went wrong in the watching."""
+        try:
+            return self._report()
+        except Exception as e:  # the command's own exit code still has to be passed on
+            return None, (printable(f"{type(e).__name__}: {e}"),)
+
+    def _report(self) -> tuple[Report, tuple[str, ...]]:
         from fastload.profiling.hook.records import make_report, read
 
         found = read(self._folder)

@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import fastload
-from bench.script import HOOK, watch
+from bench.script import HOOK, watch, watch_and_say
 from fastload.profiling.hook import steps, watcher
 from fastload.profiling.hook.records import Found, make_report, read
 from fastload.profiling.loops import Measured
@@ -153,19 +153,20 @@ def test_of_nested_loaders_the_outer_one_counts(seen: Seen) -> None:
     assert loops["TensorDataset60"]["totals"]["steps"] == 0
 
 
-def test_the_folder_to_convert_is_the_one_that_holds_the_splits(seen: Seen, tmp_path: Path) -> None:
-    for name in ("train", "flowers"):
-        samples = data(60)
-        samples.root = str(tmp_path / "a b" / name)
-        for _ in DataLoader(torch.utils.data.Subset(samples, range(50)), batch_size=2):
-            time.sleep(0.001)
-        loops = seen()
-        assert loops["Subset50"]["root"] == samples.root
-    watcher.start().write()
+@pytest.mark.parametrize(("name", "whole"), [("train", "a b"), ("flowers", "flowers")])
+def test_the_folder_to_convert_is_the_one_that_holds_the_splits(
+    seen: Seen, tmp_path: Path, name: str, whole: str
+) -> None:
+    samples = data(60)
+    samples.root = str(tmp_path / "a b" / name)
+    for _ in DataLoader(torch.utils.data.Subset(samples, range(50)), batch_size=2):
+        pass
+    assert seen()["Subset50"]["root"] == samples.root
     report = make_report(read(tmp_path), {}, Measured()).as_dict()
     check_report(report)
-    assert report["run"]["data"] == "a b"
-    assert report["run"]["batch_size"] == 2
+    assert (report["run"]["data"], report["run"]["batch_size"]) == (whole, 2)
+    assert f"fastload convert '{tmp_path}/a b" in report["actions"][0]["command"]
+    assert report["actions"][0]["command"].endswith(f"{whole}'")
 
 
 def test_iterators_stay_what_they_are_and_one_that_is_left_keeps_nothing(seen: Seen) -> None:
@@ -354,6 +355,18 @@ def test_where_no_loop_can_be_seen_it_says_so_and_passes_the_exit_code_on(capfd:
     report, code, _ = watch(["sh", "-c", f"{sys.executable} -c 'print(1)'; kill -TERM $$"])
     assert code == 128 + signal.SIGTERM
     assert "no DataLoader" in report.verdict.why
+
+
+@pytest.mark.processes
+def test_a_report_that_cannot_be_made_or_written_leaves_the_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    seven = [sys.executable, "-I", "-c", "raise SystemExit(7)"]
+    assert watch_and_say(seven, json=Path("/proc/nowhere/a.json")) == 7
+    assert "cannot be written" in capfd.readouterr().err
+    monkeypatch.setattr("fastload.profiling.hook.records.make_report", lambda *values: 1 / 0)
+    assert watch_and_say(seven) == 7
+    assert "Mind: the watching had trouble: ZeroDivisionError" in capfd.readouterr().err
 
 
 @pytest.mark.processes

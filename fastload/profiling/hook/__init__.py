@@ -2,5 +2,5 @@
 
 `sitecustomize.py` is started by Python itself, in every process; `watcher.py` is loaded by it, where torch's DataLoader
 or fastload's Loader is imported. Both know the standard library and torch only: the command may run in another
-environment, where fastload is not installed. `records.py` reads, in `bench`'s own process, what they wrote.
+environment, where fastload is not installed, with an older Python. `records.py` reads, in `bench`'s own process, what they wrote.
 """

@@ -40,7 +40,7 @@ def _root(dataset: Any) -> str | None:
     """Return the folder that a dataset of torchvision's kind reads, through what is wrapped around it."""
     for _ in range(4):
         root = getattr(dataset, "root", None)
-        if isinstance(root, str | os.PathLike):
+        if isinstance(root, (str, os.PathLike)):
             return os.fspath(root) if isinstance(os.fspath(root), str) else None
         dataset = getattr(dataset, "dataset", None)
     return None
@@ -60,7 +60,7 @@ def shape_of(batch: Any, depth: int = 0) -> list[int] | None:
         return list(batch.shape) or [1]
     if depth > 4:
         return None
-    inner = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
+    inner = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (list, tuple)) else ()
     return next((shape for shape in (shape_of(value, depth + 1) for value in inner) if shape), None)
 
 
