@@ -71,8 +71,8 @@ def watch(words: Sequence[str]) -> tuple[Report | None, int, tuple[str, ...]]:
     Its input, output and signals are its own. What comes as a signal to this process is passed on to it.
 
     Returns:
-        The report (None where it could not be made), the command's exit code (128 and the signal's number where one ended it), and what went wrong in
-        the watching.
+        The report (None where it could not be made), the command's exit code (128 and the signal's number where one
+        ended it), and what went wrong in the watching.
 
     Raises:
         ConfigError: there is no such command, or it may not be run.
