@@ -151,7 +151,9 @@ def test_ctrl_c_gives_the_report_so_far_and_the_exit_code_of_ctrl_c() -> None:
     assert "NOT INPUT-BOUND" in done.stderr
 
 
-@pytest.mark.parametrize("broken", ["_HostClock.data_arrived", "_HostClock.step_ends", "SystemMeter.tick", "num_rows"])
+@pytest.mark.parametrize(
+    "broken", ["_HostClock.data_arrived", "_HostClock.step_ends", "_HostClock.finished", "SystemMeter.tick"]
+)
 def test_a_profiler_that_fails_harms_no_loop(
     broken: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -165,6 +167,17 @@ def test_a_profiler_that_fails_harms_no_loop(
         seen = [int(labels[0]) for _, labels in loader]
     assert [n for n in seen if n >= 4] == list(range(4, 30))
     assert "out of order" in capsys.readouterr().err
+
+
+def test_a_batch_that_cannot_be_counted_harms_no_loop() -> None:
+    class Odd(dict[str, torch.Tensor]):
+        def values(self) -> Any:
+            raise RuntimeError("out of order")
+
+    odd = [Odd() for _ in range(30)]
+    with fastload.Profile(odd, device="cpu", quiet=True) as loader:
+        assert [batch is other for batch, other in zip(loader, odd, strict=True)] == [True] * 30
+    assert loader.report is not None
 
 
 def test_arguments_that_cannot_be_right() -> None:

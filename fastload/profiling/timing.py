@@ -12,7 +12,6 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,15 +19,16 @@ import torch
 
 Batch = TypeVar("Batch")
 
+_SEQUENCES, _TENSOR = (tuple, list), torch.Tensor
+
 CPU_EVERY = 8  # steps: asking for a thread's processor time is a system call
 COLLECT_EVERY = 32
 
 
-class _Kind(IntEnum):
-    STEP = 0
-    WARMUP = 1
-    START = 2  # the first batch of an epoch
-    END = 3  # asking for a batch after the last one: workers end here
+# Kinds of steps; plain numbers, since an enumeration's members are looked up slowly, at every step.
+_STEP, _WARMUP = 0, 1
+_START = 2  # the first batch of an epoch
+_END = 3  # asking for a batch after the last one: workers end here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class Timing:
 
 
 class _Step(NamedTuple):
-    kind: _Kind
+    kind: int
     number: int  # of its images where it counts, else of its epoch
     seconds: float
     wait: float
@@ -137,7 +137,7 @@ class WaitMeter:
         hooked = getattr(loader, "on_device_work", self) is not self
         if hooked:
             loader.on_device_work = partial(self._safely, clock.own_work_begins)
-        kind, iterator, epoch = _Kind.START, None, self._num_epochs
+        kind, iterator, epoch = _START, None, self._num_epochs
         self._num_epochs += 1
         try:
             # Before iter(): a DataLoader starts its workers there, and that is waiting too.
@@ -151,15 +151,15 @@ class WaitMeter:
                 except StopIteration:
                     self._next_began = None
                     self._safely(clock.data_arrived)
-                    self._safely(clock.step_ends, _Kind.END, epoch)
+                    self._safely(clock.step_ends, _END, epoch)
                     break
                 num_images = self._arrived(batch)
                 yield batch
                 del batch  # the caller's alone
-                if kind is not _Kind.START:
-                    kind = _Kind.WARMUP if self._warmup_left > 0 else _Kind.STEP
-                self._ended(kind, num_images if kind is _Kind.STEP else epoch)
-                kind = _Kind.STEP
+                if kind != _START:
+                    kind = _WARMUP if self._warmup_left > 0 else _STEP
+                self._ended(kind, num_images if kind == _STEP else epoch)
+                kind = _STEP
         finally:
             if hooked:
                 loader.on_device_work = None
@@ -203,22 +203,20 @@ class WaitMeter:
             self._clock.data_arrived()
             if self._next_began is not None:
                 self._next_ends()
-            first = batch[0] if type(batch) in (tuple, list) and batch else batch
-            if type(first) is torch.Tensor and first.ndim:
-                return first.size(0)
-            return num_rows(batch)
+            first = batch[0] if type(batch) in _SEQUENCES and batch else batch
+            return first.size(0) if type(first) is _TENSOR and first.ndim else num_rows(batch)
         except Exception as failure:  # the user's loop goes on whatever happens to a clock
             self.failure = failure
             return 0
 
-    def _ended(self, kind: _Kind, number: int) -> None:
+    def _ended(self, kind: int, number: int) -> None:
         self._warmup_left -= 1
         self._num_seen += 1
         if self.failure is not None:
             return
         try:
             self._clock.step_ends(kind, number)
-            self._num_counted += kind is _Kind.STEP
+            self._num_counted += kind == _STEP
             if not self._num_seen % COLLECT_EVERY:
                 self._collect()
         except Exception as failure:
@@ -242,25 +240,25 @@ class WaitMeter:
 
     def _collect(self) -> None:
         for step in self._clock.finished():
-            if step.own is not None and step.kind is _Kind.STEP:
+            if step.own is not None and step.kind == _STEP:
                 self._own = (self._own or 0.0) + step.own
-            if step.kind is _Kind.STEP:
+            if step.kind == _STEP:
                 self._seconds.append(step.seconds)
                 self._waits.append(step.wait)
                 self._ends.append(step.ended)
                 self._images.append(step.number)
                 continue
-            if step.kind is not _Kind.END:
+            if step.kind != _END:
                 self._num_starts += 1
                 self._start_seconds += step.seconds
-            if step.kind is not _Kind.WARMUP and step.number > 0:
+            if step.kind != _WARMUP and step.number > 0:
                 self._later_seconds += step.seconds
                 self._later_waits += step.wait
 
 
 class _HostClock:
     def __init__(self) -> None:
-        self._done: list[tuple[_Kind, int, float, float, float]] = []
+        self._done: list[tuple[int, int, float, float, float]] = []
         self._origin: float | None = None
         self._begin = self._arrived = 0.0
 
@@ -275,7 +273,7 @@ class _HostClock:
     def data_arrived(self) -> None:
         self._arrived = time.perf_counter()
 
-    def step_ends(self, kind: _Kind, number: int) -> None:
+    def step_ends(self, kind: int, number: int) -> None:
         # The next one begins here: no time is lost between the two.
         begin, self._begin = self._begin, time.perf_counter()
         self._done.append((kind, number, begin, self._arrived, self._begin))
@@ -299,7 +297,7 @@ class _CudaClock:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool: list[Any] = []
-        self._pending: deque[tuple[_Kind, int, float, tuple[Any, Any, Any, Any]]] = deque()
+        self._pending: deque[tuple[int, int, float, tuple[Any, Any, Any, Any]]] = deque()
         self._origin: float | None = None
         self._begin: Any = None
         self._arrived: Any = None
@@ -320,7 +318,7 @@ class _CudaClock:
         else:
             self._ready = self._event()
 
-    def step_ends(self, kind: _Kind, number: int) -> None:
+    def step_ends(self, kind: int, number: int) -> None:
         events = (self._begin, self._arrived, self._ready, self._event())
         # The next one begins where this one ends: one event for both.
         self._begin, self._arrived, self._ready = events[3], None, None
