@@ -25,13 +25,14 @@ FLOORS = {
         "storing",
         "cut",
     ],
-    3: ["train", "checkpoint"],
+    3: ["train", "checkpoint", "gain", "profiler"],
     4: ["cli", "doctor"],
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 # One room in several files.
 SAME_FLOOR = {
-    ("train", "checkpoint"), ("cli", "doctor"), ("conversion", "filling"), ("conversion", "plan"), ("filling", "plan"),
+    ("train", "checkpoint"), ("profiler", "gain"),
+    ("cli", "doctor"), ("conversion", "filling"), ("conversion", "plan"), ("filling", "plan"),
     ("conversion_ffcv", "conversion"), ("conversion_tables", "conversion"), ("conversion_tables", "plan"),
     ("conversion", "conversion_tables"), ("conversion", "conversion_dask"), ("conversion_dask", "filling"),
     ("conversion_dask", "plan"), ("files", "places"), ("records", "places"),
@@ -81,7 +82,7 @@ def test_bench_and_recipes_are_not_imported_by_the_package() -> None:
 
 def test_the_public_surface_is_this() -> None:
     assert fastload.__all__ == [
-        "convert", "open_dataset", "Loader", "Augment", "profile", "Trainer", "TrainConfig", "FastloadError",
+        "convert", "open_dataset", "Loader", "Augment", "profile", "Profile", "Trainer", "TrainConfig", "FastloadError",
         "__version__",
     ]  # fmt: skip
     for name in fastload.__all__:
@@ -120,17 +121,22 @@ def test_the_commands_and_their_flags_are_these() -> None:
     # fmt: on
     assert flags(bench_app) == {
         "gpu-util": [
+            "--assume-gpu-rate",
             "--batch-size",
             "--device",
+            "--html",
             "--images",
             "--json",
+            "--loader",
             "--model",
+            "--png",
             "--precision",
             "--size",
             "--steps",
             "--workers",
             "data",
         ],
+        "compare": ["--html", "after", "before"],
         "loader": [
             "--batch-size",
             "--crop",
@@ -157,6 +163,7 @@ def test_the_commands_and_their_flags_are_these() -> None:
             "folder",
         ],
         "augment": ["--batch-size", "--device", "--json", "--rounds", "--size", "--store"],
+        "truth": ["--json", "--only", "--step-ms", "--steps"],
         "figures": ["--check"],
     }  # fmt: skip
 
