@@ -79,7 +79,7 @@ class TrainConfig:
     patience: int | None = None
     """Stop a phase after so many epochs without a new best one; None never stops early."""
     tta: bool = False
-    """Evaluate the mean over each image and its mirror image."""
+    """Evaluate the mean over each image and its mirror image; of tables it changes nothing."""
     max_steps: int | None = None
     """End each epoch after so many batches, to try things out."""
     seed: int = 0

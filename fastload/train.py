@@ -126,7 +126,7 @@ class Trainer:
         for images, labels in loader:
             with self.accelerator.autocast():
                 outputs = model(images)
-                if self.config.tta:
+                if self.config.tta and images.ndim == 4:
                     outputs = (outputs + model(images.flip(-1))) / 2
             yield outputs.float(), labels
 

@@ -230,6 +230,21 @@ def test_compiled_in_place_keys_keep_their_names(
     assert model._compiled_call_impl is not None
 
 
+def test_deterministic_mode(dataset: Path, tmp_path: Path) -> None:
+    try:
+        runs = [fit(dataset, tmp_path / name, epochs=2, deterministic=True, log_with=None)[1] for name in "ab"]
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for a, b in zip(*(model.state_dict().values() for model in runs), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_half_precision_by_scaling_is_for_gpus() -> None:
+    with pytest.raises(ConfigError, match="bf16"):
+        Trainer(TrainConfig(device="cpu", mixed_precision="fp16"))
+
+
 def test_the_tracker_has_curves_pictures_and_a_graph_and_the_trace_steps(dataset: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
