@@ -6,6 +6,7 @@ import pytest
 import torch
 import torchvision.transforms.v2 as T
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from fastload import Augment, Loader, TrainConfig, Trainer, convert, open_dataset
@@ -27,7 +28,7 @@ def network(classes: int = 3) -> torch.nn.Module:
     )  # fmt: skip
 
 
-def fit(dataset: Path, output: Path, **config: object):  # type: ignore[no-untyped-def]
+def fit(dataset: Path, output: Path | str, **config: object):  # type: ignore[no-untyped-def]
     settings = {"epochs": 8, "lr": 0.02, "device": "cpu", "output": output, **config}
     trainer = Trainer(TrainConfig(**settings))  # type: ignore[arg-type]
     train = Loader(open_dataset(dataset), 4, drop_last=False)
@@ -80,8 +81,12 @@ def test_early_stopping(dataset: Path, tmp_path: Path) -> None:
 
 
 def test_an_earlier_run_is_not_overwritten(dataset: Path, tmp_path: Path) -> None:
-    first, second = (fit(dataset, tmp_path / "run", epochs=1)[0].output for _ in range(2))
-    assert (first.name, second.name) == ("run", "run-2")
+    quick = {"epochs": 1, "max_steps": 1, "log_with": None}
+    first, second = (fit(dataset, str(tmp_path / "run"), **quick)[0].output for _ in range(2))
+    assert (first, second) == (tmp_path / "run", tmp_path / "run-2")
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot be made"):
+        fit(dataset, tmp_path / "file" / "run", **quick)
 
 
 def test_a_loss_that_is_no_number_stops(dataset: Path, tmp_path: Path) -> None:
@@ -238,6 +243,19 @@ def test_deterministic_mode(dataset: Path, tmp_path: Path) -> None:
         torch.use_deterministic_algorithms(False)
     for a, b in zip(*(model.state_dict().values() for model in runs), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_gradients_are_scaled_and_a_run_goes_on(dataset: Path, tmp_path: Path) -> None:
+    settings = {"device": "cuda", "mixed_precision": "fp16", "epochs": 2, "log_with": None, "ema": 0.9}
+    result, model, _ = fit(dataset, tmp_path / "run", **settings)
+    assert math.isfinite(result.epochs[-1].train_loss)
+    assert next(model.parameters()).is_cuda
+    with safe_open(result.output / "state.safetensors", framework="pt") as state:
+        assert json.loads(state.metadata()["fastload"])["scaler"]["scale"] > 1
+        assert any(name.startswith("generator.cuda") for name in state.keys())  # noqa: SIM118 - no dict
+    again, _, _ = fit(dataset, tmp_path / "run", resume=True, **settings)
+    assert again.epochs == result.epochs
 
 
 def test_half_precision_by_scaling_is_for_gpus() -> None:
