@@ -9,8 +9,7 @@ import sys
 import traceback
 from pathlib import Path
 
-import matplotlib.figure  # noqa: F401 - once, and not on every rank
-import timm  # noqa: F401
+import timm  # noqa: F401 - once, and not in every process
 import torch
 from safetensors.torch import save_file
 
@@ -37,7 +36,7 @@ def loader(split: str, batch_size: int) -> Loader:
 def fit(output: Path, *, stop_at: int | None = None, resume: bool = False) -> tuple[Trainer, torch.nn.Module]:
     trainer = Trainer(TrainConfig(
         device="cpu", output=output, lr=0.05, optimizer="sgd", ema=0.9, save_every_steps=1, resume=resume,
-        clip_grad_norm=5.0, log_with=None,
+        clip_grad_norm=5.0, log_with=None, max_steps=99,
     ))  # fmt: skip
     model, batches = network(), 0
 
