@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from fastload import Augment, Loader, TrainConfig, Trainer, open_dataset
+from fastload.errors import ConfigError
 from fastload.train import Phase
 
 
@@ -60,6 +61,11 @@ def one_rank(rank: int) -> None:
     except StopHereError:
         pass
     fit(out / "stopped", resume=True)
+    try:
+        Trainer(TrainConfig(device="cpu", sync_batchnorm=True))
+        raise AssertionError
+    except ConfigError:
+        pass
     trainer, model = fit(out / "whole")
     assert trainer.accelerator.num_processes == 2
     found = {}
