@@ -8,8 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
-from fastload.cli import exit_with
-from fastload.errors import ConfigError, printable
+from fastload.errors import ConfigError, exit_with, printable
 
 app = typer.Typer(
     no_args_is_help=True,
