@@ -1,13 +1,14 @@
-"""The command line of the benchmarks: bench gpu-util | loader | memory | growth | convert | augment | figures."""
+"""The command line: bench gpu-util, compare, loader, memory, growth, convert, augment, truth, figures."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
-from fastload.errors import exit_with
+from fastload.errors import ConfigError, exit_with, printable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,22 +24,47 @@ Json = Annotated[
     typer.Option("--json", metavar="FILE", help="Write everything measured there.", show_default=False),
 ]
 
+Html = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="FILE", help="Write a page with charts there; one file.", show_default=False),
+]
+Png = Annotated[
+    Path | None,
+    typer.Option("--png", metavar="FILE", help="Write a picture there; needs matplotlib.", show_default=False),
+]
+
 
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
     exit_with(app)
 
 
-@app.command("gpu-util")
+class BeforeCommand(TyperCommand):
+    """Takes what stands before the first `--` for itself; the rest is a command, kept as it is in `ctx.meta`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse what comes before `--`."""
+        if "--" in args:
+            at = args.index("--")
+            args, ctx.meta["command"] = args[:at], args[at + 1 :]
+        return super().parse_args(ctx, args)
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Return the line under Usage."""
+        return ["[OPTIONS]", "DATASET_OR_FOLDER | -- COMMAND ..."]
+
+
+@app.command("gpu-util", cls=BeforeCommand)
 def gpu_util(
+    context: typer.Context,
     data: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
             metavar="DATASET_OR_FOLDER",
             help="An image folder, or what `fastload convert` wrote of one (the folder is then looked for beside it).",
             show_default=False,
         ),
-    ],
+    ] = None,
     model: Annotated[str, typer.Option(help="A timm model.")] = "resnet18",
     size: Annotated[int, typer.Option(help="Side of the crops that it trains on, in pixels.")] = 128,
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
@@ -49,18 +75,100 @@ def gpu_util(
         str | None, typer.Option(help="cpu, cuda, mps; the best one where not given.", show_default=False)
     ] = None,
     images: Annotated[int, typer.Option(help="Use at most so many images of a folder.")] = 2000,
+    loader: Annotated[
+        str,
+        typer.Option(
+            help="What feeds the step, with commas between: folder (ImageFolder and DataLoader), ffcv, host, mapped, "
+            "gpu, auto (the fastest placement that fits). The report is about the first one."
+        ),
+    ] = "folder,auto",
+    assume_gpu_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Also say whether these loaders would do for a GPU that trains so many images/s.", show_default=False
+        ),
+    ] = None,
     json: Json = None,
+    html: Html = None,
+    png: Png = None,
 ) -> None:
     """Say how busy the device is, why, and what converting would gain.
 
-    The same training step is fed by ImageFolder and DataLoader, and by fastload, with the same transforms;
-    beside both stands the ceiling: the same step on a few batches that are already there.
-    """
-    from bench.gpu_util import Options, measure, say
+    `bench gpu-util FOLDER`: the same training step is fed by ImageFolder and DataLoader, and by fastload, with the same
+    transforms; beside both stands the ceiling: the same step on a few batches that are already there.
 
+    `bench gpu-util -- python train.py ...` (or `accelerate launch`, `torchrun`): runs your own script, unchanged, and
+    says on standard error, once it has ended, how long its loops waited for data. Its output, its exit code and its
+    signals stay its own.
+    """
+    words = context.meta.get("command")
+    _one_way_in(context, data, words)
+    if words:
+        from bench.script import watch_and_say
+
+        raise typer.Exit(watch_and_say(words, json=json, html=html, png=png))
+    assert data is not None
+    from rich.console import Console
+
+    from bench.gpu_util import Options, measure, reached_gain
+    from bench.outputs import Outputs
+    from fastload.profiling.terminal import say
+
+    outputs = Outputs(json=json, html=html, png=png)
     options = Options(model=model, size=size, batch_size=batch_size, steps=steps, workers=workers,
-                      precision=precision, device=device, max_images=images)  # fmt: skip
-    say(measure(data, options), json)
+                      precision=precision, device=device, max_images=images, assume_gpu_rate=assume_gpu_rate,
+                      loaders=tuple(word.strip() for word in loader.split(",") if word.strip()))  # fmt: skip
+    outputs.check()
+    report, console = measure(data, options), Console()
+    say(report, console, reached_gain(report))
+    outputs.write(report, console)
+
+
+def _one_way_in(context: typer.Context, data: Path | None, words: list[str] | None) -> None:
+    if words is None and data is None:
+        raise ConfigError(
+            "what to run is missing; give an image folder, or -- and a command: bench gpu-util -- python train.py"
+        )
+    if words is not None and (data is not None or not words):
+        raise ConfigError(
+            f"{'both a folder and a' if data else 'no'} command after --; give one: bench gpu-util -- python train.py"
+        )
+    if words:
+        for name in context.params:
+            source = context.get_parameter_source(name)
+            if source is not None and source.name == "COMMANDLINE" and name not in ("json", "html", "png"):
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} is for a folder of images; a script keeps its own settings, so leave "
+                    "it out, or write it after the script's name."
+                )
+
+
+@app.command()
+def compare(
+    before: Annotated[Path, typer.Argument(help="A report: what `bench gpu-util --json` wrote.", show_default=False)],
+    after: Annotated[Path, typer.Argument(help="Another one.", show_default=False)],
+    html: Html = None,
+) -> None:
+    """Say what changed between two reports of gpu-util, and what else differs: machine, versions, settings."""
+    from rich.console import Console
+
+    from bench.outputs import Outputs
+    from fastload.profiling.compare import compare as compared
+    from fastload.profiling.reading import read_report
+    from fastload.profiling.terminal import say_comparison
+
+    outputs, reports = Outputs(html=html), [read_report(file) for file in (before, after)]
+    outputs.check()
+    console = Console()
+    try:
+        changed = compared(*reports)
+        say_comparison(changed, console)
+        outputs.write(reports[1], console, changed)
+    except (KeyError, TypeError, IndexError, AttributeError) as e:
+        raise ConfigError(
+            f"{printable(before)} or {printable(after)} is not as the schema of reports says ({printable(e)}); measure "
+            "again."
+        ) from None
 
 
 @app.command()
@@ -140,6 +248,10 @@ def convert(
         typer.Option(metavar="WIDTHxHEIGHT", help="Make photographs instead of a folder.", show_default=False),
     ] = None,
     count: Annotated[int, typer.Option(help="How many photographs --made makes.")] = 2000,
+    slow_images: Annotated[
+        int | None,
+        typer.Option(help="The PIL loop and ffcv's writer take only so many of the images.", show_default=False),
+    ] = None,
     json: Json = None,
 ) -> None:
     """Measure conversion: images/s of decoding alone, of fastload, of ffcv's writer and of the usual PIL loop.
@@ -148,7 +260,8 @@ def convert(
     """
     from bench.convert import measure, say
 
-    say(measure(folder, size=size, workers=workers, rounds=rounds, repeat=repeat, made=made, count=count), json)
+    say(measure(folder, size=size, workers=workers, rounds=rounds, repeat=repeat, made=made, count=count,
+                slow_images=slow_images), json)  # fmt: skip
 
 
 @app.command()
@@ -171,6 +284,19 @@ def augment(
     from bench.augment import measure, say
 
     say(measure(store=store, size=size, batch_size=batch_size, rounds=rounds, device=device), json)
+
+
+@app.command()
+def truth(
+    step_ms: Annotated[float, typer.Option(help="Length of a step of the grid, in milliseconds.")] = 10.0,
+    steps: Annotated[int, typer.Option(help="Steps that count, of each point.")] = 60,
+    only: Annotated[str | None, typer.Option(help="grid, cases or cost.", show_default=False)] = None,
+    json: Json = None,
+) -> None:
+    """Measure the profiler itself: loaders and steps of known length, loaders slow for a known reason, its cost."""
+    from bench.truth import measure, say
+
+    say(measure(step_ms=step_ms, num_steps=steps, only=only), json)
 
 
 @app.command()

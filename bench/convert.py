@@ -38,27 +38,35 @@ TASK_FILES = 16
 
 
 def measure(
-    folder: Path | None, *, size: int, workers: int, rounds: int, repeat: int, made: str | None, count: int
-) -> dict[str, Any]:
-    """Run every peer in turn on the same files and return the result, ready for JSON."""
-    if rounds < 1 or workers < 1 or repeat < 1 or count < 1:
-        raise ConfigError(f"rounds={rounds}, workers={workers}, repeat={repeat}, count={count}: each at least 1.")
+    folder: Path | None, *, size: int, workers: int, rounds: int, repeat: int, made: str | None, count: int,
+    slow_images: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Run every peer in turn on the same files and return the result, ready for JSON.
+
+    With `slow_images`, the PIL loop and ffcv's writer, whose time per image does not depend on their number, take
+    only so many.
+    """
+    if min(rounds, workers, repeat, count, slow_images or 1) < 1:
+        raise ConfigError(
+            f"rounds={rounds}, workers={workers}, repeat={repeat}, count={count}, slow_images={slow_images}: "
+            "each at least 1."
+        )
     with tempfile.TemporaryDirectory(prefix="fastload-bench-") as scratch, _images(folder, made, count) as original:
         images = Path(scratch) / "images"
         num_files, num_bytes = _link_times(original, images, repeat)
         out = Path(scratch) / "bench.fastload"
-        peers = _peers(images, out, size, workers)
+        peers = _peers(images, out, size, workers, slow_images)
+        _warm_up(original, Path(scratch) / "few", out, size, workers)
         speeds: dict[str, list[float]] = {name: [] for name in peers}
         cpu_ms: dict[str, list[float]] = {name: [] for name in peers}
         with Progress(console=Console(stderr=True), transient=True) as bar:
-            for turn in bar.track(range(rounds + 1), description="rounds of each"):
+            for _ in bar.track(range(rounds), description="rounds of each"):
                 for name, run in peers.items():
                     _remove(Path(scratch))
                     begin, begin_cpu = time.perf_counter(), _cpu_seconds()
                     num_images = run()
-                    if turn > 0:  # the first reads the files from the disk
-                        speeds[name].append(num_images / (time.perf_counter() - begin))
-                        cpu_ms[name].append((_cpu_seconds() - begin_cpu) / num_images * 1000)
+                    speeds[name].append(num_images / (time.perf_counter() - begin))
+                    cpu_ms[name].append((_cpu_seconds() - begin_cpu) / num_images * 1000)
         _remove(Path(scratch))
         peak_bytes = peak_memory_bytes(images, out, size, workers)
         decibels = _psnr(images, out, size)
@@ -69,7 +77,7 @@ def measure(
         "libraries": installed(("opencv-python-headless", "numba")),
         "data": {"name": shown, "images": num_files, "bytes": num_bytes, "repeat": repeat,
                  "distinct": NUM_DISTINCT if made else num_files // repeat},
-        "settings": {"size": size, "fit": "stretch", "workers": workers, "rounds": rounds},
+        "settings": {"size": size, "fit": "stretch", "workers": workers, "rounds": rounds, "slow_images": slow_images},
         "images_per_second": {name: round(value, 1) for name, value in medians.items()},
         "all_rounds": {name: [round(v, 1) for v in values] for name, values in speeds.items()},
         # Beside the clock: what a machine that others use as well cannot distort as much.
@@ -90,8 +98,16 @@ def _ratios(medians: dict[str, float], workers: int) -> dict[str, float]:
     return {name: round(value, 3) for name, value in ratios.items()}
 
 
-def _peers(images: Path, out: Path, size: int, workers: int) -> dict[str, Callable[[], int]]:
-    """Return what to run, each of which returns how many images it did."""
+def _warm_up(original: Path, few: Path, out: Path, size: int, workers: int) -> None:
+    """Run each once on a few images: what is imported, compiled or started for the first time does not count."""
+    _link_times(original, few, 1, most=4 * TASK_FILES)
+    for run in _peers(few, out, size, workers, None).values():
+        _remove(out.parent)
+        run()
+
+
+def _peers(images: Path, out: Path, size: int, workers: int, slow_images: int | None) -> dict[str, Callable[[], int]]:
+    """Return what to run, each of which returns how many images it did. All files are read here, once."""
     source = detect(images)
     files = [images / record.path for record in source.records]
     contents: dict[Path, bytes] = {}  # by the file behind the link: --repeat shall not need its memory
@@ -116,7 +132,7 @@ def _peers(images: Path, out: Path, size: int, workers: int) -> dict[str, Callab
         return len(files)
 
     def loop() -> int:
-        return len(np.stack([_pillow(f.read_bytes(), size) for f in files]))
+        return len(np.stack([_pillow(f.read_bytes(), size) for f in files[:slow_images]]))
 
     peers = {BARE: bare, OURS: ours, LOOP: loop}
     if installed(("ffcv",))["ffcv"] is None:
@@ -130,8 +146,8 @@ def _peers(images: Path, out: Path, size: int, workers: int) -> dict[str, Callab
         fields = {"image": RGBImageField(write_mode="raw"), "label": IntField()}
         writer = DatasetWriter(str(out.with_suffix(".beton")), fields, num_workers=workers)
         with _silent_stderr():  # its progress bar
-            writer.from_indexed_dataset(_Resized(files, [r.label for r in source.records], size))
-        return len(files)
+            writer.from_indexed_dataset(_Resized(files[:slow_images], [r.label for r in source.records], size))
+        return len(files[:slow_images])
 
     return {**peers, FFCV: ffcv}
 
@@ -244,10 +260,10 @@ def make_photographs(folder: Path, width: int, height: int, count: int) -> None:
         Image.fromarray(total.clip(0, 255).astype(np.uint8)).save(file, quality=92)
 
 
-def _link_times(original: Path, images: Path, repeat: int) -> tuple[int, int]:
-    """Fill `images` with `repeat` links to every image; return how many, and their bytes."""
+def _link_times(original: Path, images: Path, repeat: int, most: int | None = None) -> tuple[int, int]:
+    """Fill `images` with `repeat` links to every image, or the first `most`; return how many, and their bytes."""
     source, num_bytes = detect(original), 0
-    for record in source.records:
+    for record in source.records[:most]:
         file = (original / record.path).resolve()
         num_bytes += file.stat().st_size * repeat
         for turn in range(repeat):

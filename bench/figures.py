@@ -36,6 +36,7 @@ def update(root: Path, *, check: bool) -> bool:
 
 
 def _origin(result: dict[str, Any], name: str) -> str:
+    result = {**result, **result.get("environment", {})}
     machine, versions = result["machine"], result["versions"]
     where = ", ".join(machine["gpus"]) or f"{machine['cpu']}, {machine['cores']} cores"
     return (
@@ -75,6 +76,14 @@ def _first_loader(result: dict[str, Any]) -> str:
 
 def _gpu_util(result: dict[str, Any]) -> str:
     lines = ["| fed by | images/s | data wait | loader alone | ceiling |", "|---|---:|---:|---:|---:|"]
+    if result["version"] > 1:
+        for loop in result["loops"]:
+            real, load, replay = (
+                "not measured" if rate is None else f"{rate['value']:,.0f}" for rate in loop["throughput"].values()
+            )
+            lines.append(f"| {loop['name']} | {real} | {loop['wait']['share']:.0%} | {load} | {replay} |")
+        verdict, first = result["verdict"], result["loops"][0]["name"]
+        return "\n".join([*lines, "", f"{first}: {verdict['word']}: {verdict['why']}"])
     for row in result["loaders"].values():
         lines.append(
             f"| {row['name']} | {row['x_real']:,.0f} | {row['data_wait']:.0%} | {row['x_load']:,.0f} | "

@@ -1,4 +1,4 @@
-"""`bench gpu-util`: the same training step, fed two ways, and its ceiling.
+"""`bench gpu-util`: the same training step, fed several ways, and its ceiling.
 
 X_real: images/s of the run. X_load: of the loader alone. X_replay: of the step on a few batches that
 are already on the device. headspace = 1 - X_real / X_replay; efficiency = X_real / min(X_load, X_replay).
@@ -7,37 +7,33 @@ are already on the device. headspace = 1 - X_real / X_replay; efficiency = X_rea
 from __future__ import annotations
 
 import itertools
+import os
 import shlex
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress
-from rich.table import Table
 
 import fastload
-from bench.peers import fast_loader, find_pair, folder_loader, training_folder
+from bench.feeds import Feed, Step
+from bench.peers import beton_loader, fast_loader, find_pair, folder_loader, training_folder
 from fastload.devices import parse_device
 from fastload.errors import ConfigError, SourceError, printable
-from fastload.profiling import Timing, WaitMeter, judge
-from fastload.profiling.report import command, environment, rounded, write_json
-from fastload.profiling.verdict import MIN_STEPS, efficiency, headspace
+from fastload.gain import predicted_rate, resident_bytes
+from fastload.profiling.actions import MEASURED, Advice, advise
+from fastload.profiling.loops import make_loop
+from fastload.profiling.report import Action, Loop, Report, ResidentGain, Run, Sample, described
+from fastload.profiling.samples import time_samples
 
-NUM_WARMUP = 3
 NUM_CACHED = 4
 NUM_BLOCKS = 3
-NOISE = 0.1  # a run this much above its ceiling was measured on a machine that others used
-NUM_LOAD = 12  # batches in one block of X_load
-
-Step = Callable[[torch.Tensor, torch.Tensor], None]
+LOADERS = ("folder", "ffcv", "host", "mapped", "gpu", "auto")
+IN_MEMORY = ("host", "mapped", "gpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +48,8 @@ class Options:
     precision: str
     device: str | None
     max_images: int
+    loaders: tuple[str, ...] = ("folder", "auto")
+    assume_gpu_rate: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("size", "batch_size", "steps", "max_images"):
@@ -61,12 +59,21 @@ class Options:
             raise ConfigError(f"workers={self.workers}: 0 or more processes can load.")
         if self.precision not in ("no", "bf16"):
             raise ConfigError(f"precision={self.precision!r}: not one of no, bf16.")
+        unknown = [name for name in self.loaders if name not in LOADERS]
+        if unknown or not self.loaders:
+            raise ConfigError(f"--loader {printable(','.join(unknown))}: not one of {', '.join(LOADERS)}.")
+        if self.assume_gpu_rate is not None and not self.assume_gpu_rate > 0:
+            raise ConfigError(f"assume_gpu_rate={self.assume_gpu_rate}: images per second, more than 0, are needed.")
         if not timm.is_model(self.model):
             raise ConfigError(f"model {printable(repr(self.model))} is not known to timm; try resnet18 or resnet50.")
 
 
 def measure(data: Path, options: Options) -> dict[str, Any]:
-    """Measure and return the result, ready for JSON."""
+    """Measure and return the report (schema `fastload-gpu-util`), ready for JSON.
+
+    Raises:
+        ConfigError, SourceError, DatasetError: options or data that cannot be measured.
+    """
     folder, dataset = find_pair(data)
     device = parse_device(options.device)
     # As conversion is advised: an eighth of room for the crop to move in.
@@ -84,51 +91,107 @@ def measure(data: Path, options: Options) -> dict[str, Any]:
                 f"{printable(folder)} has {count} training images, less than one batch of {options.batch_size}; "
                 "use a smaller --batch-size."
             )
-        begin, convert_seconds = time.perf_counter(), None
-        if dataset is None:
-            dataset = Path(scratch) / "bench.fastload"
-            fastload.convert(images, dataset, size=store, progress=True)
-            convert_seconds = time.perf_counter() - begin
-        loaders = {
-            "folder": folder_loader(images, store=store, size=options.size, batch_size=options.batch_size,
-                                    workers=options.workers),
-            "fastload": fast_loader(dataset, size=options.size, batch_size=options.batch_size, device=device),
-        }  # fmt: skip
-        placement = loaders["fastload"].placement.kind
+        feeds = [
+            _feed(kind, images, dataset, Path(scratch), store, options, device)
+            for kind in dict.fromkeys(options.loaders)
+        ]
         step = _make_step(options, len(list(images.iterdir())), device)
-        feeds = {name: Feed(loader, options.workers) for name, loader in loaders.items()}
-        cached = [(images.to(device), labels.to(device)) for images, labels in itertools.islice(
-            feeds["fastload"].forever(), NUM_CACHED)]  # fmt: skip
-        replay = Feed(cached, 0)
-        with Progress(console=Console(stderr=True), transient=True) as bar:
-            # In turn, block by block: a machine that others use too changes its speed from one minute to the next.
-            for _ in bar.track(range(NUM_BLOCKS), description="blocks of steps, fed each way"):
-                for feed in (replay, *feeds.values()):
-                    feed.run_block(step, -(-options.steps // NUM_BLOCKS), device)
-                for feed in feeds.values():
-                    feed.load_block(device)
-        x_replay = replay.x_real
-        rows = {name: _row(feed, x_replay, device) for name, feed in feeds.items()}
-    rows["folder"]["name"] = f"ImageFolder + DataLoader({options.workers})"
-    rows["fastload"]["name"] = f"fastload, {placement}"
-    return {
-        "schema": "fastload-gpu-util", "version": 1, "command": command(), **environment(),
-        "device": device.type,
-        "basis": "CUDA events on the compute stream" if device.type == "cuda" else "host clock, synchronous steps",
-        "data": {"name": folder.resolve().name, "images": count, "stored": store, "placement": placement,
-                 "convert_seconds": rounded(convert_seconds, 2)},
-        "settings": {k: v for k, v in asdict(options).items() if k != "device"},
-        "x_replay": rounded(x_replay, 1), "loaders": rows,
-        "resident_gain": rounded(_ratio(rows["fastload"]["x_real"], rows["folder"]["x_real"])),
-        "verdict": rows["folder"]["verdict"],
-        "next_command": _next_command(folder, data, store),
-    }  # fmt: skip
+        loops = _run(feeds, step, options, device)
+    return _report(folder, data, count, store, loops, feeds, options, device).as_dict()
 
 
-def _next_command(folder: Path, data: Path, store: int) -> str:
-    if data != folder:
-        return f"accelerate launch recipes/resnet_flowers.py {shlex.quote(data.name)}"
-    return f"fastload convert {shlex.quote(folder.name)} --size {store}"
+def _feed(
+    kind: str, images: Path, dataset: Path | None, scratch: Path, store: int, options: Options, device: torch.device
+) -> Feed:
+    """Return one way of feeding, what it needs converted first."""
+    sizes: dict[str, Any] = {"size": options.size, "batch_size": options.batch_size}
+    if kind == "folder":
+        loader = folder_loader(images, store=store, workers=options.workers, **sizes)
+        return Feed(f"ImageFolder + DataLoader({options.workers})", loader, device)
+    if kind == "ffcv":
+        loader = beton_loader(images, scratch / "beton", store=store, workers=max(1, options.workers), device=device,
+                              **sizes)  # fmt: skip
+        return Feed(f"fastload, ffcv({max(1, options.workers)})", loader, device)
+    if dataset is None:
+        dataset = scratch / "bench.fastload"
+        if not dataset.exists():
+            fastload.convert(images, dataset, size=store, progress=True)
+    loader = fast_loader(dataset, device=device, placement=kind, **sizes)
+    placed = loader.placement.kind
+    return Feed(f"fastload, {placed}", loader, device, memory_bytes=resident_bytes(len(loader.dataset), store))
+
+
+def _run(feeds: list[Feed], step: Step, options: Options, device: torch.device) -> tuple[Loop, ...]:
+    """Run blocks of everything in turn: a machine that others use too changes its speed from minute to minute."""
+    cached = [
+        (images.to(device), labels.to(device)) for images, labels in itertools.islice(feeds[-1].forever(), NUM_CACHED)
+    ]
+    replay = Feed("replay", cached, device)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        for _ in bar.track(range(NUM_BLOCKS), description="blocks of steps, fed each way"):
+            for feed in (replay, *feeds):
+                feed.run_block(step, -(-options.steps // NUM_BLOCKS))
+            for feed in feeds:
+                feed.load_block()
+    if device.type == "cuda":
+        for feed in feeds:
+            feed.window(step)
+    loops = []
+    for feed in feeds:
+        measured = feed.measured(replay.x_real, _sample(feed, options))
+        loops.append(make_loop(feed.name, feed.timing, device.type, feed.feeding, measured, warmup=feed.num_warmup))
+    # Blocks follow each other without a break: none of their first steps is the first of an epoch.
+    return tuple(replace(loop, steps=replace(loop.steps, epoch_starts=0)) for loop in loops)
+
+
+def _sample(feed: Feed, options: Options) -> Sample | None:
+    if not isinstance(feed.loader, torch.utils.data.DataLoader):
+        return None
+    return time_samples(feed.loader.dataset, collate=feed.loader.collate_fn, batch_size=options.batch_size)
+
+
+def _report(
+    folder: Path, data: Path, count: int, store: int, loops: tuple[Loop, ...], feeds: list[Feed], options: Options,
+    device: torch.device,
+) -> Report:  # fmt: skip
+    first, gain = loops[0], _gain(loops, feeds, count, store)
+    converted = feeds[0].feeding.in_memory
+    actions = advise(Advice(
+        loop=first, gain=gain, source=folder.name, converted=converted, store=store,
+        num_cores=len(os.sched_getaffinity(0)), num_workers=feeds[0].feeding.num_workers,
+        assume_gpu_rate=options.assume_gpu_rate,
+    ))  # fmt: skip
+    if data != folder:  # converted already
+        actions = tuple(_with_dataset(action, data) for action in actions)
+    return Report(
+        environment=described(),
+        run=Run(
+            entry="bench", data=folder.resolve().name, model=options.model, size=options.size,
+            batch_size=options.batch_size, device=device.type, precision=options.precision,
+            num_warmup=feeds[0].num_warmup,
+        ),
+        loops=loops, verdict=first.verdict, cause=first.cause, resident_gain=gain, actions=actions,
+    )  # fmt: skip
+
+
+def _gain(loops: tuple[Loop, ...], feeds: list[Feed], count: int, store: int) -> ResidentGain | None:
+    """Return what the first loop would gain from memory: of its speed, the ceiling and the loader alone, no more."""
+    of_memory = [loop for loop, feed in zip(loops, feeds, strict=True) if feed.feeding.in_memory]
+    real, replay = loops[0].throughput.x_real, loops[0].throughput.x_replay
+    load = of_memory[0].throughput.x_load if of_memory else None
+    if feeds[0].feeding.in_memory or real is None or replay is None or load is None:
+        return None
+    return ResidentGain(
+        speedup=predicted_rate(replay.value, load.value) / real.value, basis=MEASURED,
+        memory_bytes=resident_bytes(count, store), num_images=count,
+    )  # fmt: skip
+
+
+def _with_dataset(action: Action, data: Path) -> Action:
+    if action.command is None or not action.command.startswith("fastload convert"):
+        return action
+    command = f"accelerate launch recipes/resnet_flowers.py {shlex.quote(data.name)}"
+    return replace(action, text="The images are converted: train from them.", command=command)
 
 
 def _make_step(options: Options, num_classes: int, device: torch.device) -> Step:
@@ -150,117 +213,11 @@ def _make_step(options: Options, num_classes: int, device: torch.device) -> Step
     return step
 
 
-class Feed:
-    """One way of feeding the step, run in blocks; its iterator stays where it is between them."""
-
-    def __init__(self, loader: Any, num_workers: int) -> None:
-        self._loader = loader
-        self._iterator = iter(loader)
-        # What a DataLoader has read ahead while others ran is used up before anything counts.
-        self._num_warmup = max(NUM_WARMUP, 2 * num_workers + 1)
-        self.blocks: list[Timing] = []
-        self.load_speeds: list[float] = []
-
-    def run_block(self, step: Step, num_steps: int, device: torch.device) -> None:
-        """Run the training step until `num_steps` of them count."""
-        meter = WaitMeter(device, num_warmup=self._num_warmup)
-        while meter.num_steps < num_steps:
-            for images, labels in meter.watch(self._iterator, loader=self._loader):
-                if meter.num_steps >= num_steps:
-                    break
-                step(images, labels)
-            else:
-                self._iterator = iter(self._loader)
-        self.blocks.append(meter.result())
-
-    def load_block(self, device: torch.device) -> None:
-        """Take batches and do nothing with them."""
-        batches = self.forever()
-        for _ in range(self._num_warmup):
-            next(batches)
-        begin, count = time.perf_counter(), 0
-        for images, _ in itertools.islice(batches, NUM_LOAD):
-            count += len(images)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        self.load_speeds.append(count / (time.perf_counter() - begin))
-
-    def forever(self) -> Iterator[Any]:
-        """Yield batches from where the iterator stands, epoch after epoch."""
-        while True:
-            yield from self._iterator
-            self._iterator = iter(self._loader)
-
-    @property
-    def x_real(self) -> float | None:
-        """Images/s of the run: the median over blocks."""
-        speeds = [t.images_per_second for t in self.blocks if t.images_per_second is not None]
-        return statistics.median(speeds) if speeds else None
-
-
-def _row(feed: Feed, x_replay: float | None, device: torch.device) -> dict[str, Any]:
-    x_real, x_load = feed.x_real, statistics.median(feed.load_speeds)
-    wall = sum(t.wall_seconds for t in feed.blocks)
-    wait_share = sum(t.wait_seconds for t in feed.blocks) / wall if wall > 0 else None
-    num_steps = sum(t.num_steps for t in feed.blocks)
-    milliseconds = sorted(1e3 * s for t in feed.blocks for s in t.step_seconds)
-    on_gpu = device.type == "cuda"
-    share = efficiency(x_real, x_load, x_replay)
-    return {
-        "x_real": rounded(x_real, 1), "x_load": rounded(x_load, 1),
-        "data_wait": rounded(wait_share), "gpu_data_wait": rounded(wait_share) if on_gpu else None, "gpu_busy": None,
-        "headspace": rounded(headspace(x_real, x_replay)), "efficiency": rounded(share),
-        "num_steps": num_steps,
-        "step_ms_p50": rounded(statistics.median(milliseconds), 2),
-        "step_ms_p95": rounded(milliseconds[int(0.95 * (len(milliseconds) - 1))], 2),
-        "x_real_blocks": [rounded(t.images_per_second, 1) for t in feed.blocks],
-        "verdict": str(judge(wait_share, num_steps, device.type, share)),
-    }  # fmt: skip
-
-
-def _ratio(a: float | None, b: float | None) -> float | None:
-    return a / b if a and b else None
-
-
-def say(result: dict[str, Any], file: Path | None) -> None:
-    """Print the table and the verdict; write the JSON where asked."""
-    data, settings = result["data"], result["settings"]
-    label = "CPU training" if result["device"] == "cpu" else result["device"]
-    table = Table(
-        title=f"{settings['model']}, {settings['size']} pixels, batches of {settings['batch_size']}, {label}; "
-        f"{data['images']:,} images of {escape(printable(data['name']))}"
-    )
-    table.add_column("fed by")
-    for heading in ("images/s", "data wait", "loader alone", "ceiling", "headspace"):
-        table.add_column(heading, justify="right")
-    for row in result["loaders"].values():
-        table.add_row(
-            row["name"], _number(row["x_real"]), _share(row["data_wait"]), _number(row["x_load"]),
-            _number(result["x_replay"]), _share(row["headspace"]),
-        )  # fmt: skip
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(table)
-    for row in result["loaders"].values():
-        console.print(f"{row['name']}: {row['verdict']}", markup=False)
-    gain = result["resident_gain"]
-    if gain is not None:
-        more = f"{gain:.2f} times the images/s" if gain >= 1.05 else f"next to nothing ({gain:.2f} times the images/s)"
-        console.print(f"Converting gains {more} of this training step on this machine.", markup=False)
-    if any(row["headspace"] is not None and row["headspace"] < -NOISE for row in result["loaders"].values()):
-        console.print(
-            "The run came out faster than its ceiling: this machine was busy with other things; run it again."
-        )
-    if settings["steps"] < MIN_STEPS:
-        console.print(f"Measured with {settings['steps']} steps; pass --steps {MIN_STEPS} or more.", markup=False)
-    console.print(f"Next: {printable(result['next_command'])}", markup=False)
-    if file is not None:
-        write_json(file, result)
-        print(f"wrote {file}")
-
-
-def _number(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:,.0f}"
-
-
-def _share(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.0%}"
+def reached_gain(report: dict[str, Any]) -> float | None:
+    """Return times the images/s that the first loop from memory reached over the first one; None where none ran."""
+    first, *others = (loop["throughput"]["x_real"] for loop in report["loops"])
+    placed = [
+        rate["value"] for loop, rate in zip(report["loops"][1:], others, strict=True)
+        if rate is not None and loop["name"].removeprefix("fastload, ") in IN_MEMORY
+    ]  # fmt: skip
+    return placed[0] / first["value"] if placed and first is not None else None

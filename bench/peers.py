@@ -15,6 +15,7 @@ import torchvision.transforms.v2 as T
 from torchvision.datasets import ImageFolder
 
 import fastload
+from fastload.conversion_ffcv import convert_to_ffcv
 from fastload.errors import ConfigError, DatasetError, SourceError, printable
 from fastload.records import Record, Source
 from fastload.sources import detect
@@ -55,6 +56,20 @@ def fast_loader(
     augment = fastload.Augment(transforms(size, crop))
     opened = fastload.open_dataset(dataset, "train")
     return fastload.Loader(opened, batch_size, augment=augment, device=device, placement=placement, workers=workers)
+
+
+def beton_loader(
+    folder: Path, out: Path, *, store: int, size: int, batch_size: int, workers: int, device: str | torch.device = "cpu"
+) -> fastload.Loader:
+    """Convert an image folder to a .beton of JPEGs, and return fastload's loader over it; the same transforms.
+
+    Images keep their own sizes in there, up to twice the stored one, and are brought to it as they are decoded.
+    """
+    beton = convert_to_ffcv(folder, out, mode="jpg", max_resolution=2 * store, progress=True) / "train.beton"
+    return fastload.Loader(
+        fastload.open_dataset(beton, "train"), batch_size, augment=fastload.Augment(transforms(size)), device=device,
+        placement="ffcv", workers=workers, cut=T.Resize((store, store)),
+    )  # fmt: skip
 
 
 def timm_loader(folder: Path, *, store: int, size: int, batch_size: int, workers: int, crop: Crop = "plain") -> Any:

@@ -20,15 +20,16 @@ _PUBLIC = {
     "Augment": "fastload.augment",
     "FastloadError": "fastload.errors",
     "Loader": "fastload.loader",
+    "Profile": "fastload.profiler",
     "TrainConfig": "fastload.config",
     "Trainer": "fastload.train",
     "convert": "fastload.conversion",
     "open_dataset": "fastload.formats",
-    "profile": "fastload.profiling",
+    "profile": "fastload.profiler",
 }
 
 __all__ = [  # noqa: RUF022 - in the order in which one meets them
-    "convert", "open_dataset", "Loader", "Augment", "profile", "Trainer", "TrainConfig", "FastloadError",
+    "convert", "open_dataset", "Loader", "Augment", "profile", "Profile", "Trainer", "TrainConfig", "FastloadError",
     "__version__",
 ]  # fmt: skip
 
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from fastload.errors import FastloadError
     from fastload.formats import open_dataset
     from fastload.loader import Loader
-    from fastload.profiling import profile
+    from fastload.profiler import Profile, profile
     from fastload.train import Trainer
 
 

@@ -20,7 +20,7 @@ from fastload import __version__
 from fastload.decode import MAX_PIXELS, Fit
 from fastload.errors import ConfigError, DatasetError, SourceError, printable
 from fastload.files import write_text, write_whole
-from fastload.filling import Filler, convert_shards, finished_shard, num_writers
+from fastload.filling import Filler, convert_shards, finished_shards, num_writers
 from fastload.formats.resident import (
     BAD_NAME,
     MANIFEST_NAME,
@@ -30,8 +30,8 @@ from fastload.formats.resident import (
     Shard,
     read_shard_metadata,
     sha256_of,
-    unwritten,
 )
+from fastload.formats.shardfile import unwritten
 from fastload.output import Output
 from fastload.places import Place, Url, as_place, files_in, num_bytes_of
 from fastload.plan import PLAN_NAME, SHARD_BYTES, Plan, PlannedShard, Settings, is_plan_of, read_plan
@@ -108,19 +108,22 @@ def convert(
         with output.held() as folder, progress_bar("convert", total, progress) as advance:
             _refuse_other_plan(folder, plan)
             digests = convert_shards_on(dask, plan, folder, on_bad == "skip", advance)
-            finish(plan, output, digests)
+            finish(plan, output, finished_shards(plan, folder), digests)
         return output.path
-    filler = Filler(plan, numbers, 1 + num_writers(workers), skip_bad=on_bad == "skip")
-    # The pool first: its processes would hold the lock on the output for as long as they live.
-    with open_pool(filler, filler.path, workers) as pool, output.held(shared=task is not None) as folder:
+    with (
+        Filler(plan, numbers, output.folder, 1 + num_writers(workers), skip_bad=on_bad == "skip") as filler,
+        # Before the output: its processes would hold the lock on it for as long as they live.
+        open_pool(filler, filler.path, workers) as pool,
+        output.held(shared=task is not None) as folder,
+    ):
         _refuse_other_plan(folder, plan)
         if task is not None:
             _write_plan(plan, folder / PLAN_NAME)
         with progress_bar("convert", total, progress) as advance:
-            digests = convert_shards(filler, folder, pool, advance)
+            digests = convert_shards(filler, pool, advance)
         if task is not None:
             return folder
-        finish(plan, output, digests)
+        finish(plan, output, finished_shards(plan, folder), digests)
     return output.path
 
 
@@ -146,7 +149,8 @@ def merge(out: str | Place, *, progress: bool = False) -> Place:
         )
     with output.held() as folder:
         plan = read_plan(folder / PLAN_NAME)
-        missing = [n for n in range(len(plan.shards)) if finished_shard(plan, n, folder) is None]
+        found = finished_shards(plan, folder)
+        missing = [number for number, metadata in enumerate(found) if metadata is None]
         if missing:
             num_shards, first = len(plan.shards), missing[0]
             raise DatasetError(
@@ -154,7 +158,7 @@ def merge(out: str | Place, *, progress: bool = False) -> Place:
                 f"{plan.shards[first].file}, which --task {first + 1}/{num_shards} writes); run their tasks again."
             )
         with progress_bar("merge", len(plan.source.records), progress) as advance:
-            finish(plan, output, advance=advance)
+            finish(plan, output, found, advance=advance)
     return output.path
 
 
@@ -199,6 +203,7 @@ def listed(source: str | Place | Source, split: Mapping[str, float] | None, seed
 def finish(
     plan: Plan,
     output: Output,
+    found: Sequence[dict[str, Any] | None],
     digests: Mapping[str, str] | None = None,
     advance: Callable[[int], object] = lambda _: None,
 ) -> None:
@@ -207,6 +212,7 @@ def finish(
     Args:
         plan: what was converted.
         output: where to.
+        found: what `finished_shards` said of it.
         digests: SHA-256 (hex) of the files that this process has written; the others are read for it.
         advance: called with the number of samples that are done.
 
@@ -221,8 +227,7 @@ def finish(
     files = [output.folder / shard.file for shard in plan.shards]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:  # hashing lets go of the GIL
         sha256s = threads.map(lambda file: (digests or {}).get(file.name) or sha256_of(file), files)
-        for number, (shard, file) in enumerate(zip(plan.shards, files, strict=True)):
-            metadata = finished_shard(plan, number, output.folder)
+        for shard, file, metadata in zip(plan.shards, files, found, strict=True):
             if metadata is None:
                 raise DatasetError(f"{printable(file)} is missing or unfinished; run the same command again.")
             if shard.split == "train":

@@ -83,6 +83,5 @@ def _convert_one(plan: Plan, number: int, folder: Place, skip_bad: bool) -> dict
     """Write one shard, on a worker."""
     # Dask itself runs as many tasks at a time as the worker has threads.
     torch.set_num_threads(1)
-    filler = Filler(plan, [number], 1, skip_bad=skip_bad)
-    with ThreadPool(filler, filler.path, 1) as pool:
-        return convert_shards(filler, folder, pool, lambda _: None)
+    with Filler(plan, [number], folder, 1, skip_bad=skip_bad) as filler, ThreadPool(filler, filler.path, 1) as pool:
+        return convert_shards(filler, pool, lambda _: None)

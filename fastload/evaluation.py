@@ -82,7 +82,7 @@ class Totals:
         error = outputs.new_zeros(())
         if self.kind == "mse":
             error = (outputs.reshape(labels.shape) - labels).abs().flatten(1).mean(1).sum()
-            num_samples = torch.tensor(float(len(labels)))
+            num_samples = outputs.new_full((), len(labels))
         else:
             said = (outputs.flatten() > 0).long() if self.kind == "bce" else outputs.argmax(1)
             true = labels.argmax(1) if labels.ndim == 2 else labels

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
 
 from fastload.places import Place, Url
 
 Part = bytes | memoryview
+_BLOCK_BYTES = 1 << 18  # in the nearer caches: 0.02 ms per 256 px image beside 0.12 of SHA-256
 
 
 def sync(path: Path) -> None:
@@ -38,20 +39,78 @@ def write_whole(file: Place, parts: Iterable[Part]) -> None:
     if isinstance(file, Url):
         file.write(parts)
         return
-    # A fixed name, so that what a killed run left is overwritten and never piles up.
-    with _locked(file.with_name(f".{file.name}.tmp")) as (temporary, opened):
-        try:
-            opened.truncate(0)
+    draft = Draft(file)
+    try:
+        with open(draft.descriptor, "wb", closefd=False) as opened:
             for part in parts:
                 opened.write(part)
-            opened.flush()
-            os.fsync(opened.fileno())
-            temporary.replace(file)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink()
-            raise
-    sync(file.parent)
+        draft.publish()
+    except BaseException:
+        draft.discard()
+        raise
+
+
+class Draft:
+    """A file under a temporary name beside its own, which it gets when it is whole.
+
+    Args:
+        file: what it will be called.
+
+    Attributes:
+        descriptor: the file, empty, open for reading and writing, and locked.
+
+    Raises:
+        BlockingIOError: another process is writing this file.
+        OSError: the folder cannot be written.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.descriptor = _new_locked(draft_path(file))
+
+    def publish(self, *, flushed: bool = False) -> None:
+        """Flush it to the disk, unless it is, and give it its name; OSError where that fails, and `discard` is due."""
+        if not flushed:
+            os.fsync(self.descriptor)
+        if not is_same_file(self.descriptor, draft_path(self.file)):  # on a file system that knows no locks
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        draft_path(self.file).replace(self.file)
+        self._close()
+        sync(self.file.parent)
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        with suppress(OSError):
+            if is_same_file(self.descriptor, draft_path(self.file)):
+                draft_path(self.file).unlink()
+        self._close()
+
+    def _close(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+        self.descriptor = -1
+
+
+def draft_path(file: Path) -> Path:
+    """Return the name of a file while it is written: a fixed one, so that what killed runs leave never piles up."""
+    return file.with_name(f".{file.name}.tmp")
+
+
+def write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all of `data` at `offset`; OSError where the disk is full."""
+    rest = memoryview(data)
+    while rest:
+        num_written = os.pwrite(descriptor, rest, offset)
+        rest, offset = rest[num_written:], offset + num_written
+
+
+def blocks_of(descriptor: int) -> Iterator[bytes]:
+    """Yield the content of an open file from its start."""
+    # Not mapped: a disk that fails would kill the process, where reading says so.
+    offset = 0
+    while block := os.pread(descriptor, _BLOCK_BYTES, offset):
+        yield block
+        offset += len(block)
 
 
 def lock(descriptor: int, *, shared: bool = False) -> bool:
@@ -77,13 +136,25 @@ def is_same_file(descriptor: int, path: Path) -> bool:
         return False
 
 
-@contextmanager
-def _locked(temporary: Path) -> Iterator[tuple[Path, IO[Any]]]:
+def _new_locked(temporary: Path) -> int:
+    """Return the descriptor of a new file, locked."""
     while True:
-        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT, 0o666)
-        with open(descriptor, "wb") as opened:  # noqa: PTH123 - a descriptor, not a path
+        try:
+            descriptor, is_new = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), True
+        except FileExistsError:
+            try:
+                descriptor, is_new = os.open(temporary, os.O_RDWR), False
+            except FileNotFoundError:
+                continue
+        try:
             lock(descriptor)
-            # Between opening and locking, another process may have finished this very file and renamed it.
+            # Between opening and locking, another process may have renamed this very file, or taken it away.
             if is_same_file(descriptor, temporary):
-                yield temporary, opened
-                return
+                if is_new:
+                    return descriptor
+                # A killed run's. Replaced, not overwritten: a process of it may still be at its last sample.
+                temporary.unlink()
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)

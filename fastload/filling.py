@@ -1,10 +1,14 @@
-"""Decoding samples into shards: memory that the pool fills, written while it fills the next."""
+"""Decoding samples into shards: the pool's processes write the rows, this one makes the files whole."""
 
 from __future__ import annotations
 
 import math
+import os
+import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +16,12 @@ import numpy.typing as npt
 
 from fastload.decode import decode, fit_pixels
 from fastload.errors import DecodeError
-from fastload.formats.resident import read_shard_metadata, write_shard
-from fastload.places import Place
+from fastload.files import Draft, draft_path
+from fastload.formats.resident import read_shard_metadata
+from fastload.formats.shardfile import Rows, memory_file, publish, send, unwritten
+from fastload.places import Place, Url, each
 from fastload.plan import Plan
-from fastload.pool import Pool, shared_bytes
+from fastload.pool import Pool
 from fastload.records import Record, Source
 
 # What the pool tells of each row: the length of a reason, which is 0 where the image is good, the moments,
@@ -38,70 +44,151 @@ def read_image(source: Source, record: Record, plan: Plan) -> npt.NDArray[np.uin
 
 
 class Filler:
-    """Decodes samples into the memory that the pool's processes share.
+    """Decodes samples into the files of their shards; the pool's processes each have a copy of it.
 
     Args:
         plan: what to convert.
         numbers: the shards to convert.
-        num_buffers: shards that are in memory at a time; one is filled while the others are written.
+        folder: where to.
+        num_at_a_time: shards that are open; one is filled while the others are checked and flushed to the disk.
         skip_bad: tell of a bad image instead of raising.
     """
 
-    def __init__(self, plan: Plan, numbers: Sequence[int], num_buffers: int, *, skip_bad: bool = False) -> None:
+    def __init__(
+        self, plan: Plan, numbers: Sequence[int], folder: Place, num_at_a_time: int, *, skip_bad: bool = False
+    ) -> None:
         self.plan = plan
-        # The smallest last: while it is written nobody decodes any more.
+        self.folder = folder
+        # The smallest last: while it is flushed nobody decodes any more.
         self.numbers = tuple(sorted(numbers, key=lambda n: -len(plan.shards[n].records)))
         self.skip_bad = skip_bad
-        most = max((len(plan.shards[n].records) for n in numbers), default=0)
-        self.num_buffers = min(num_buffers, max(1, len(self.numbers)))
-        self._buffers = [shared_bytes(most * math.prod(plan.image_shape)) for _ in range(self.num_buffers)]
-        self.slots = {number: place % self.num_buffers for place, number in enumerate(self.numbers)}
-        channels = plan.image_shape[2]
-        self._told = np.dtype([("length", "<i8"), ("moments", "<u8", (2, channels)), ("reason", f"S{_REASON_BYTES}")])
+        self._digest = plan.digest  # once, and not in every process: it reads the whole listing
+        self.num_at_a_time = min(num_at_a_time, max(1, len(self.numbers)))
+        self.slots = {number: place % self.num_at_a_time for place, number in enumerate(self.numbers)}
+        # A store takes whole files only, so what goes there is made in memory: before the pool forks.
+        self._memory = [memory_file() for _ in range(self.num_at_a_time)] if isinstance(folder, Url) else []
+        self._drafts: dict[int, Draft] = {}
+        self._rows_of = -1, Rows(num_rows=0, image_shape=plan.image_shape, first_byte=0)
+        self._opened = -1, -1
+        self._told = struct.Struct(f"<q{2 * plan.image_shape[2]}Q{_REASON_BYTES}s")
 
-    def image(self, number: int) -> npt.NDArray[np.uint8]:
-        """Return the memory of a shard's images, uint8 [n, H, W, C]."""
-        shape = (len(self.plan.shards[number].records), *self.plan.image_shape)
-        return self._buffers[self.slots[number]][: math.prod(shape)].reshape(shape)
+    def __enter__(self) -> Filler:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for descriptor in self._memory:
+            os.close(descriptor)
+        self._memory = []
 
     def path(self, number: int, row: int) -> str:
         """Return the path of one sample."""
         return self.plan.shards[number].records[row].path
 
-    def __call__(self, number: int, row: int) -> bytes:
-        """Decode one sample into its row; return what is to be told of it."""
-        told = np.zeros((), self._told)
+    def begin(self, number: int) -> None:
+        """Make the file of a shard, before the pool works on it.
+
+        Raises:
+            DatasetError: it cannot be made, or another process writes it.
+        """
+        file = self.folder / self.plan.shards[number].file
+        if isinstance(file, Url):
+            return
         try:
-            image_HWC = read_image(self.plan.source, self.plan.shards[number].records[row], self.plan)
+            self._drafts[number] = Draft(file)
+        except OSError as e:
+            raise unwritten(file, e) from e
+
+    def __call__(self, number: int, row: int) -> bytes:
+        """Decode one sample into its row; return what is to be told of it.
+
+        Raises:
+            DecodeError: it is bad, where these are not skipped.
+            DatasetError: the disk is full.
+        """
+        plan, shard = self.plan, self.plan.shards[number]
+        try:
+            image_HWC = read_image(plan.source, shard.records[row], plan)
         except DecodeError as e:
             if not self.skip_bad:
                 raise
             reason = e.reason.encode("utf-8", "replace")[:_REASON_BYTES]
-            told["length"], told["reason"] = len(reason), reason
-        else:
-            self.image(number)[row] = image_HWC
-            told["moments"] = _moments(image_HWC)
-        return told.tobytes()
+            return self._told.pack(len(reason), *(0,) * 2 * plan.image_shape[2], reason)
+        try:
+            self._rows(number).write(self._descriptor(number), row, image_HWC)
+        except OSError as e:
+            raise unwritten(self.folder / shard.file, e) from e
+        return self._told.pack(0, *_moments(image_HWC), b"")
 
-    def write(self, number: int, folder: Place, told: bytes) -> str:
-        """Write one filled shard, its bad rows left out; return SHA-256 (hex) of the file."""
-        shard = self.plan.shards[number]
-        rows = np.frombuffer(told, self._told)
-        good = np.flatnonzero(rows["length"] == 0)
-        image = self.image(number)
-        if len(good) < len(rows):
-            for place, row in enumerate(good):  # upwards, one by one: no second shard in memory
-                image[place] = image[row]
+    def finish(self, number: int, told: bytes) -> str:
+        """Make a whole shard of what the pool has written, bad rows left out; return SHA-256 (hex) of the file.
+
+        Raises:
+            DatasetError: it cannot be written.
+        """
+        shard, channels = self.plan.shards[number], self.plan.image_shape[2]
+        kinds = [("length", "<i8"), ("moments", "<u8", (2, channels)), ("reason", f"S{_REASON_BYTES}")]
+        rows = np.frombuffer(told, np.dtype(kinds))
+        good = np.flatnonzero(rows["length"] == 0).tolist()
         # Whole numbers, so that mean and std do not depend on the order of adding.
         total = rows["moments"].sum(0)
         skipped = [
             {"path": shard.records[row].path, "reason": rows["reason"][row].decode("utf-8", "replace")}
             for row in np.flatnonzero(rows["length"])
         ]
-        metadata: dict[str, Any] = {"plan": self.plan.digest, "skipped": skipped}
-        metadata |= {"sum": [int(n) for n in total[0]], "square": [int(n) for n in total[1]]}
         label = np.array([shard.records[row].label for row in good], np.int64)
-        return write_shard(folder / shard.file, {"label": label, "image": image[: len(good)]}, metadata)
+        metadata = self._metadata(skipped, total.tolist())
+        file = self.folder / shard.file
+        draft = self._drafts.pop(number, None)
+        try:
+            if isinstance(file, Url):
+                descriptor = self._memory[self.slots[number]]
+                self._rows(number).finish(descriptor, good, label, metadata)
+                sha256 = send(descriptor, file)
+                os.ftruncate(descriptor, 0)
+                return sha256
+            assert draft is not None
+            self._rows(number).finish(draft.descriptor, good, label, metadata)
+            return publish(draft)
+        except OSError as e:
+            raise unwritten(file, e) from e
+        finally:
+            if draft is not None:
+                draft.discard()
+
+    def close(self) -> None:
+        """Take away the files of the shards that were begun and not finished."""
+        for number in list(self._drafts):
+            self._drafts.pop(number).discard()
+
+    def _metadata(self, skipped: list[dict[str, str]], total: list[list[int]]) -> dict[str, Any]:
+        return {"plan": self._digest, "skipped": skipped, "sum": total[0], "square": total[1]}
+
+    def _rows(self, number: int) -> Rows:
+        """Return where the rows of a shard lie: the same in every process."""
+        of, rows = self._rows_of
+        if of != number:
+            num_rows, shape = len(self.plan.shards[number].records), self.plan.image_shape
+            grey = [[num_rows * math.prod(shape[:2]) * value] * shape[2] for value in (128, 128**2)]
+            rows = Rows.behind(self._metadata([], grey), num_rows, shape)
+            self._rows_of = number, rows
+        return rows
+
+    def _descriptor(self, number: int) -> int:
+        """Return the file of a shard, which this process opens once for all rows that it writes."""
+        if self._memory:
+            return self._memory[self.slots[number]]
+        if (draft := self._drafts.get(number)) is not None:  # a thread of the process that made it
+            return draft.descriptor
+        of, descriptor = self._opened
+        if of != number:
+            if descriptor >= 0:
+                os.close(descriptor)
+            file = self.folder / self.plan.shards[number].file
+            assert isinstance(file, Path)
+            self._opened = -1, -1
+            descriptor = os.open(draft_path(file), os.O_WRONLY)
+            self._opened = number, descriptor
+        return descriptor
 
 
 def finished_shard(plan: Plan, number: int, folder: Place) -> dict[str, Any] | None:
@@ -110,10 +197,15 @@ def finished_shard(plan: Plan, number: int, folder: Place) -> dict[str, Any] | N
     return metadata if metadata is not None and metadata.get("plan") == plan.digest else None
 
 
-def convert_shards(filler: Filler, folder: Place, pool: Pool, advance: Callable[[int], object]) -> dict[str, str]:
+def finished_shards(plan: Plan, folder: Place) -> list[dict[str, Any] | None]:
+    """Return what `finished_shard` says of every shard; at a URL, several are asked for at a time."""
+    return list(each(lambda number: finished_shard(plan, number, folder), range(len(plan.shards)), folder))
+
+
+def convert_shards(filler: Filler, pool: Pool, advance: Callable[[int], object]) -> dict[str, str]:
     """Write the shards of `filler`, unless they already stand there whole. Idempotent.
 
-    Each is written while the pool decodes the next ones.
+    Each is flushed to the disk while the pool decodes the next ones.
 
     Returns:
         SHA-256 (hex) of each file that was written now.
@@ -131,18 +223,23 @@ def convert_shards(filler: Filler, folder: Place, pool: Pool, advance: Callable[
             name, task = writing.pop(slot)
             digests[name] = task.result()
 
-    with ThreadPoolExecutor(max(1, filler.num_buffers - 1), thread_name_prefix="fastload-write") as writers:
+    num_writers = max(1, filler.num_at_a_time - 1)
+    with (
+        closing(filler),  # after the threads, which may be finishing a shard
+        ThreadPoolExecutor(num_writers, thread_name_prefix="fastload-write") as writers,
+    ):
         for number in filler.numbers:
             shard, slot = plan.shards[number], filler.slots[number]
-            if (metadata := finished_shard(plan, number, folder)) is not None:
+            if (metadata := finished_shard(plan, number, filler.folder)) is not None:
                 # An earlier run may have skipped what this one must stop at.
                 for bad in metadata["skipped"] if not filler.skip_bad else ():
                     raise DecodeError(bad["path"], bad["reason"])
                 advance(len(shard.records))
                 continue
             finish(slot)
+            filler.begin(number)
             told = b"".join(pool.run(number, len(shard.records), advance))
-            writing[slot] = shard.file, writers.submit(filler.write, number, folder, told)
+            writing[slot] = shard.file, writers.submit(filler.finish, number, told)
         for slot in list(writing):
             finish(slot)
     return digests
@@ -153,14 +250,17 @@ def num_writers(workers: int) -> int:
     return -(-workers // 4)
 
 
-def _moments(image_HWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
-    """Return [sum, sum of squares] per channel, exact, uint64 [2, C]."""
+def _moments(image_HWC: npt.NDArray[np.uint8]) -> list[int]:
+    """Return the sums of all channels, then their sums of squares, exact."""
     height, width, channels = image_HWC.shape
     moments = np.zeros((2, channels), np.uint64)
+    added = np.empty((2, width * channels), np.float32)
     # Down the rows first: numpy adds long contiguous rows an order of magnitude faster than groups of 3. In
     # float32, the fastest, and exact: 256 squares of at most 255 stay below 2**24.
     for first in range(0, height, 256):
         rows = image_HWC[first : first + 256].reshape(-1, width * channels).astype(np.float32)
-        for which, added in enumerate((rows.sum(0), np.einsum("ij,ij->j", rows, rows))):
-            moments[which] += added.astype(np.uint64).reshape(width, channels).sum(0)
-    return moments
+        np.add.reduce(rows, 0, out=added[0])
+        np.einsum("ij,ij->j", rows, rows, out=added[1])
+        moments += added.astype(np.uint64).reshape(2, width, channels).sum(1)
+    found: list[int] = moments.ravel().tolist()
+    return found

@@ -88,6 +88,27 @@ def join(root: Place, path: str) -> Place:
     return Path(path) if path.startswith("/") else root / path
 
 
+def read_bytes(root: Place, path: str) -> bytes:
+    """Return the content of a record's file; see `join`.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if not isinstance(root, Path) or "://" in path:
+        return join(root, path).read_bytes()
+    # Of a thousand small files, pathlib and io take twice the time that the system takes to read them.
+    descriptor = os.open(path if path.startswith("/") else f"{root}/{path}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        # A byte more than it has: less than asked for is the end of a file.
+        size = os.fstat(descriptor).st_size + 1
+        data = os.read(descriptor, size)
+        if len(data) != size - 1:  # it grew, or is a pipe, or a network file system answers in parts
+            data = b"".join([data, *iter(lambda: os.read(descriptor, 1 << 20), b"")])
+    finally:
+        os.close(descriptor)
+    return data
+
+
 def each(function: Callable[[T], R], items: Sequence[T], root: Place) -> Iterator[R]:
     """Yield `function(item)` of all items in order; where `root` is a URL, several wait for their answers at a time."""
     if isinstance(root, Path):

@@ -6,8 +6,7 @@ parent sees the pipe close, looks up which row the dead one was at, and says so.
 for a while: on two cores threads did as well, on sixteen they are expected to wait for it (an estimate,
 not a measurement). And torch's number of threads, which must be 1 in here, is a setting of the process.
 
-Forked, as torch's DataLoader does on Linux: they start in milliseconds, have the plan without sending it,
-and share the memory that the rows go into, which is anonymous (a container's /dev/shm is often 64 MB).
+Forked, as torch's DataLoader does on Linux: they start in milliseconds, and have the plan without sending it.
 Elsewhere fork is not safe, and threads do the same work with the same results.
 
 Nothing is pickled: tasks are numbers, results are bytes, errors are JSON.
@@ -35,7 +34,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastload.errors import DatasetError, DecodeError
+from fastload.errors import DatasetError, DecodeError, FastloadError
 
 # Fills row `row` of shard `shard` and returns a few bytes about it, always as many.
 Work = Callable[[int, int], bytes]
@@ -47,6 +46,7 @@ TASK_ROWS = 16
 # Tasks that wait at each process, so that it need not wait for the parent, which also writes.
 QUEUED_TASKS = 3
 _TASK = struct.Struct("<qqq")  # shard, first row, end row
+_AT = struct.Struct("=qq")  # shard, row
 _IDLE = -1
 
 
@@ -61,7 +61,7 @@ class Pool(Protocol):
 
         Raises:
             DecodeError: the work raised it; or it raised anything else; or a process died on a sample.
-            DatasetError: a process died between two samples.
+            DatasetError: the work raised it; or a process died between two samples.
         """
 
 
@@ -96,7 +96,7 @@ class ThreadPool:
             for row in range(first, min(first + TASK_ROWS, num_rows)):
                 try:
                     result.append(self._work(shard, row))
-                except DecodeError:
+                except FastloadError:
                     raise
                 except Exception as e:
                     raise DecodeError(self._name_path(shard, row), f"cannot be decoded ({e!r})") from e
@@ -181,7 +181,7 @@ class ProcessPool:
             try:
                 for pipe in (ours, *self._pipes):
                     pipe.close()  # else the others would not see the parent's death
-                _serve(parent, theirs, self._work, self._name_path, self._at[number])
+                _serve(parent, theirs, self._work, self._name_path, self._at[number].data)
                 status = 0
             finally:
                 os._exit(status)
@@ -202,6 +202,8 @@ class ProcessPool:
             raise self._death(pipe) from None
         if answer[:1] == b"!":
             failure = json.loads(answer[1:])
+            if "dataset" in failure:
+                raise DatasetError(failure["dataset"])
             error = DecodeError(failure["path"], failure["reason"])
             if failure["trace"]:
                 error.add_note(failure["trace"])
@@ -239,7 +241,7 @@ class ProcessPool:
         self._pipes, self._pids = [], []
 
 
-def _serve(parent: int, pipe: Connection, work: Work, name_path: NamePath, at: npt.NDArray[np.int64]) -> None:
+def _serve(parent: int, pipe: Connection, work: Work, name_path: NamePath, at: memoryview) -> None:
     """Work in a forked process until the parent closes the pipe or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all of the terminal; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -257,13 +259,13 @@ def _serve(parent: int, pipe: Connection, work: Work, name_path: NamePath, at: n
         for row in range(first, end):
             if os.getppid() != parent:
                 return
-            at[:] = shard, row
+            _AT.pack_into(at, 0, shard, row)
             try:
                 result.append(work(shard, row))
             except Exception as e:
                 result = [_failure(e, name_path(shard, row))]
                 break
-        at[:] = _IDLE
+        _AT.pack_into(at, 0, _IDLE, _IDLE)
         try:
             pipe.send_bytes(b"".join(result))
         except OSError:
@@ -271,7 +273,9 @@ def _serve(parent: int, pipe: Connection, work: Work, name_path: NamePath, at: n
 
 
 def _failure(error: Exception, path: str) -> bytes:
-    if isinstance(error, DecodeError):
+    if isinstance(error, DatasetError):
+        content = {"dataset": str(error)}
+    elif isinstance(error, DecodeError):
         content = {"path": error.path, "reason": error.reason, "trace": ""}
     else:
         content = {"path": path, "reason": f"cannot be decoded ({error!r})", "trace": traceback.format_exc()}

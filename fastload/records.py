@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastload.errors import DecodeError
-from fastload.places import Place, join
+from fastload.places import Place, read_bytes
 
 SPLITS = ("train", "valid", "test")
 
@@ -90,7 +90,7 @@ class Source:
         if self.reader is not None:
             return self.reader(record)
         try:
-            return join(self.root, record.path).read_bytes()
+            return read_bytes(self.root, record.path)
         except OSError as e:
             raise DecodeError(record.path, f"cannot be read ({e.strerror})") from e
 

@@ -7,24 +7,23 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, broadcast_object_list, set_seed
+from accelerate.utils import broadcast, set_seed
 
 from fastload.checkpoint import save_checkpoint
 from fastload.config import TrainConfig
 from fastload.devices import parse_device, set_switches
-from fastload.errors import ConfigError, TrainError, printable
+from fastload.errors import ConfigError, TrainError
 from fastload.evaluation import Evaluation, Totals, draw_confusion, loss_of, sums_on, write_confusion
 from fastload.loader import Loader
 from fastload.optim import train_mode
 from fastload.phases import Phase, Run
-from fastload.profiling import judge
+from fastload.profiling import Timing, judge
 from fastload.profiling.report import write_json
-from fastload.results import Epoch, TrainResult, names_of, report, shown_settings
+from fastload.results import Epoch, TrainResult, make_output, names_of, report, shown_settings
 from fastload.resuming import STATE_NAME, read_state, restore_generators, settings_of
 from fastload.settings import save
 from fastload.tracking import Bar, Trace, check_tracker
@@ -80,7 +79,7 @@ class Trainer:
             TrainError: the loss is no longer a number.
             CheckpointError: a checkpoint cannot be written, or `resume` found one of other settings.
         """
-        config, output = self.config, self._make_output()
+        config, output = self.config, make_output(self.config, self.is_main)
         phases = list(phases or [Phase("all", config.epochs)])
         settings = settings_of(config, [[p.name, p.epochs, p.lr, p.trainable] for p in phases])
         resumed = read_state(output / STATE_NAME, settings) if config.resume else None
@@ -112,9 +111,9 @@ class Trainer:
 
     def predict(self, model: torch.nn.Module, loader: Loader) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (outputs [N, K] float32, labels) of the loader's samples in its order, on the CPU of every rank."""
-        batches = [self.accelerator.gather(batch) for batch in self._outputs(model, loader)]
+        batches = [[t.cpu() for t in self.accelerator.gather(batch)] for batch in self._outputs(model, loader)]
         # Padding is all at the end, of the last step in the order of ranks.
-        outputs, labels = (torch.cat(parts)[: loader.shares.num_samples].cpu() for parts in zip(*batches, strict=True))
+        outputs, labels = (torch.cat(parts)[: loader.shares.num_samples] for parts in zip(*batches, strict=True))
         return outputs, labels
 
     @torch.no_grad()
@@ -126,7 +125,7 @@ class Trainer:
         for images, labels in loader:
             with self.accelerator.autocast():
                 outputs = model(images)
-                if self.config.tta:
+                if self.config.tta and images.ndim == 4:
                     outputs = (outputs + model(images.flip(-1))) / 2
             yield outputs.float(), labels
 
@@ -153,7 +152,7 @@ class Trainer:
                     train_mode(run.model)
                 position.batch += 1
                 loss, has_stepped = self._batch(run, images, labels)
-                sums += torch.stack([loss * len(labels), loss.new_tensor(len(labels))]).to(sums)
+                sums += torch.stack([loss * len(labels), torch.full_like(loss, len(labels))]).to(sums)
                 bar.step_ends(len(labels) * accelerator.num_processes, run.meter)
                 trace.step()
                 if position.batch == run.steps:
@@ -161,18 +160,23 @@ class Trainer:
                 if has_stepped and self.config.save_every_steps and not position.updates % self.config.save_every_steps:
                     position.loss_sum, position.num_samples = accelerator.reduce(sums, "sum").tolist()
                     run.save()
-        loss_sum, count = accelerator.reduce(sums, "sum").tolist()
-        seconds, after = time.perf_counter() - begin, run.meter.result()
+        return self._figures(run, sums, begin=begin, count_before=done, timing_before=before)
+
+    def _figures(
+        self, run: Run, sums: torch.Tensor, *, begin: float, count_before: float, timing_before: Timing
+    ) -> tuple[Epoch, Evaluation | None]:
+        """Evaluate, and return what an epoch came to whose losses and samples are in `sums`."""
+        loss_sum, count = self.accelerator.reduce(sums, "sum").tolist()  # waits for the device
+        seconds = time.perf_counter() - begin
+        number, lr, timing = len(run.position.epochs), run.position.lr, run.meter.result()
         if not math.isfinite(loss_sum):
-            raise TrainError(
-                f"the training loss is {loss_sum} in epoch {number}; use a smaller lr than {position.lr:g}."
-            )
+            raise TrainError(f"the training loss is {loss_sum} in epoch {number}; use a smaller lr than {lr:g}.")
         found = None if run.valid is None else self.evaluate(run.kept, run.valid)
-        wall = after.wall_seconds - before.wall_seconds
+        wall = timing.wall_seconds - timing_before.wall_seconds
         epoch = Epoch(
-            epoch=number, phase=run.phase.name, lr=position.lr, train_loss=loss_sum / count, seconds=seconds,
-            images_per_second=(count - done) / seconds, **({} if found is None else found.figures),
-            data_wait=(after.wait_seconds - before.wait_seconds) / wall if wall > 0 else None,
+            epoch=number, phase=run.phase.name, lr=lr, train_loss=loss_sum / count, seconds=seconds,
+            images_per_second=(count - count_before) / seconds, **({} if found is None else found.figures),
+            data_wait=(timing.wait_seconds - timing_before.wait_seconds) / wall if wall > 0 else None,
         )  # fmt: skip
         return epoch, found
 
@@ -232,25 +236,11 @@ class Trainer:
             processes, precision = self.accelerator.num_processes, self.accelerator.mixed_precision
             setup = {"num_processes": processes, "device": device, "precision": precision}
             write_json(run.output / "result.json", report(result, train, about, setup))
-            draw_confusion(run.output)
+            if self.config.max_steps is None:  # drawing takes longer than trying things out
+                draw_confusion(run.output)
         run.tracker.result(result)
         self.accelerator.wait_for_everyone()
         return result
-
-    def _make_output(self) -> Path:
-        """Return the run's folder, the same on every rank: without `resume`, one without results of an earlier run."""
-        output, number = self.config.output, 1
-        while self.is_main and not self.config.resume and output.exists() and any(output.iterdir()):
-            number += 1
-            output = self.config.output.with_name(f"{self.config.output.name}-{number}")
-        chosen = [str(output)]
-        broadcast_object_list(chosen)
-        output = Path(chosen[0])
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise ConfigError(f"{printable(output)} cannot be made ({e.strerror}); pass another --output.") from e
-        return output
 
 
 __all__ = ["Phase", "TrainConfig", "Trainer"]

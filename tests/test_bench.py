@@ -8,6 +8,7 @@ from bench.figures import update
 from bench.peers import find_pair, training_folder
 from fastload.errors import FastloadError
 from tests.conftest import ROOT, launch, write_folder
+from tests.reports_help import check_report
 
 
 @pytest.mark.processes
@@ -15,22 +16,28 @@ def test_gpu_util_measures_both_ways(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "insects")
     done = launch(
         "bench", "gpu-util", folder, "--size", 32, "--batch-size", 3, "--steps", 21, "--workers", 1, "--device", "cpu",
-        "--json", tmp_path / "out.json",
+        "--assume-gpu-rate", 3, "--json", tmp_path / "out.json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "INPUT-BOUND" in done.stdout or "INTERFERENCE" in done.stdout
-    assert "fastload convert insects --size 36" in done.stdout
     result = json.loads((tmp_path / "out.json").read_text())
-    assert result["device"] == "cpu"
-    assert list(result["loaders"]) == ["folder", "fastload"]
-    for row in result["loaders"].values():
-        assert row["gpu_data_wait"] is None
-        assert row["gpu_busy"] is None
-        assert row["num_steps"] >= 21
-        assert 0 <= row["data_wait"] < 1
-        # Speeds are rounded to 0.1 images/s, and may be few of these.
-        assert row["headspace"] == pytest.approx(1 - row["x_real"] / result["x_replay"], abs=0.02)
-        assert row["efficiency"] == pytest.approx(row["x_real"] / min(row["x_load"], result["x_replay"]), abs=0.02)
+    check_report(result)
+    assert result["verdict"]["word"] in done.stdout
+    assert result["run"]["device"] == "cpu"
+    assert [loop["name"] for loop in result["loops"]] == ["ImageFolder + DataLoader(1)", "fastload, host"]
+    for loop in result["loops"]:
+        assert loop["gpu"] == {"busy_share": None, "nvml": None, "memory_bytes": None}
+        assert loop["steps"]["count"] >= 21
+        assert 0 <= loop["wait"]["share"] < 1
+        real, load, replay = (rate["value"] for rate in loop["throughput"].values())
+        assert loop["headspace"] == pytest.approx(1 - real / replay, abs=1e-3)
+        assert loop["efficiency"] == pytest.approx(real / min(load, replay), abs=1e-3)
+    folder_loop, host_loop = result["loops"]
+    assert folder_loop["sample"]["count"] == 13
+    assert (folder_loop["memory_bytes"], host_loop["memory_bytes"]) == (None, 13 * 36 * 36 * 3)
+    real, replay = (folder_loop["throughput"][name]["value"] for name in ("x_real", "x_replay"))
+    load = host_loop["throughput"]["x_load"]["value"]
+    assert result["resident_gain"]["speedup"] == pytest.approx(1 / (1 / replay + 1 / load) / real, rel=1e-3)
+    assert all(word in action["text"] for word, action in [("3 images/s would wait", result["actions"][-1])])
     assert str(tmp_path) not in json.dumps(result)
 
 
@@ -60,6 +67,7 @@ def test_loader_compares_the_same_work(tmp_path: Path) -> None:
         (("nowhere",), "no such folder or dataset"),
         (("GOOD", "--model", "resnet17"), "resnet17"),
         (("GOOD", "--batch-size", "900"), "smaller --batch-size"),
+        (("GOOD", "--loader", "folder,tape"), "tape"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(tmp_path: Path, words: tuple[str, ...], said: str) -> None:
@@ -109,6 +117,8 @@ def test_results_name_machine_versions_data_command_and_date() -> None:
     assert files
     for file in files:
         result = json.loads(file.read_text())
+        if "environment" in result:
+            result = {**result, **result["environment"], "data": result["run"]["data"]}
         assert {"machine", "versions", "data", "command", "date", "schema"} <= result.keys(), file.name
         for word in result["command"].split():
             assert not word.startswith("/"), f"{file.name} names a path of one machine"

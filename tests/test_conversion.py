@@ -181,12 +181,13 @@ def test_killed_at_any_moment_it_is_finished_by_the_same_command(folder: Path, t
 
 
 def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    """No file may grow beyond half of what the second shard needs, as the kernel has it: a real error, not a mock."""
+    """No file may grow beyond half of what the larger shard needs, as the kernel has it: a real error, not a mock."""
     root = tmp_path / "set"
     for split, count in (("train", 2), ("valid", 7)):
         for number in range(count):
             write_image(root / split / "bee" / f"{number}.jpg", number)
     expected = contents(convert(root, tmp_path / "expected", size=64))
+    convert(root, tmp_path / "out", size=64, task="1/2")  # the smaller one: its turn would come last
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4 * 64 * 64 * 3, limits[1]))
     try:
@@ -194,7 +195,7 @@ def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(tmp_path: Path
             convert(root, tmp_path / "out", size=64)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert {f.name for f in (tmp_path / "out.partial").iterdir()} == {"train-00000.safetensors"}
+    assert {f.name for f in (tmp_path / "out.partial").iterdir()} == {"train-00000.safetensors", "plan.json"}
     kept = (tmp_path / "out.partial" / "train-00000.safetensors").stat().st_mtime_ns
     out = convert(root, tmp_path / "out", size=64)
     assert contents(out) == expected

@@ -37,6 +37,8 @@ FLOORS = {
         "resuming",
         "tracking",
         "phases",
+        "gain",
+        "profiler",
     ],
     4: ["cli", "doctor"],
 }
@@ -48,7 +50,7 @@ SAME_FLOOR = {
     *(("phases", room) for room in ("config", "optim", "resuming", "tracking")),
     *((room, "config") for room in ("evaluation", "optim", "results", "resuming", "settings", "tracking")),
     ("resuming", "checkpoint"), ("resuming", "results"), ("resuming", "settings"), ("tracking", "results"),
-    ("weights", "checkpoint"), ("cli", "doctor"),
+    ("weights", "checkpoint"), ("profiler", "gain"), ("cli", "doctor"),
     ("conversion", "filling"), ("conversion", "plan"), ("filling", "plan"),
     ("conversion_ffcv", "conversion"), ("conversion_tables", "conversion"), ("conversion_tables", "plan"),
     ("conversion", "conversion_tables"), ("conversion", "conversion_dask"), ("conversion_dask", "filling"),
@@ -99,7 +101,7 @@ def test_bench_and_recipes_are_not_imported_by_the_package() -> None:
 
 def test_the_public_surface_is_this() -> None:
     assert fastload.__all__ == [
-        "convert", "open_dataset", "Loader", "Augment", "profile", "Trainer", "TrainConfig", "FastloadError",
+        "convert", "open_dataset", "Loader", "Augment", "profile", "Profile", "Trainer", "TrainConfig", "FastloadError",
         "__version__",
     ]  # fmt: skip
     for name in fastload.__all__:
@@ -139,17 +141,22 @@ def test_the_commands_and_their_flags_are_these() -> None:
     # fmt: on
     assert flags(bench_app) == {
         "gpu-util": [
+            "--assume-gpu-rate",
             "--batch-size",
             "--device",
+            "--html",
             "--images",
             "--json",
+            "--loader",
             "--model",
+            "--png",
             "--precision",
             "--size",
             "--steps",
             "--workers",
             "data",
         ],
+        "compare": ["--html", "after", "before"],
         "loader": [
             "--batch-size",
             "--crop",
@@ -164,8 +171,19 @@ def test_the_commands_and_their_flags_are_these() -> None:
         ],
         "memory": ["--batch-size", "--epochs", "--json", "--size", "--store", "folder"],
         "growth": ["--batch-size", "--json", "--rounds", "--thousands"],
-        "convert": ["--count", "--json", "--made", "--repeat", "--rounds", "--size", "--workers", "folder"],
+        "convert": [
+            "--count",
+            "--json",
+            "--made",
+            "--repeat",
+            "--rounds",
+            "--size",
+            "--slow-images",
+            "--workers",
+            "folder",
+        ],
         "augment": ["--batch-size", "--device", "--json", "--rounds", "--size", "--store"],
+        "truth": ["--json", "--only", "--step-ms", "--steps"],
         "figures": ["--check"],
     }  # fmt: skip
 

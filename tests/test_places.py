@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 from fastload import convert
 from fastload.cli import app
 from fastload.errors import ConfigError, DecodeError, FastloadError, SourceError
-from fastload.places import NUM_WAITING, Url, as_place, join
+from fastload.places import NUM_WAITING, Url, as_place, join, read_bytes
 from fastload.records import Record, Source
 from fastload.sources import describe, detect, read_table
 from fastload.sources.lists import read_list
@@ -494,3 +494,15 @@ def test_errors_are_the_packages_own() -> None:
     source = Source(root=as_place("memory://t"), layout="list", classes=("a",), records=(record,))
     with pytest.raises(FastloadError):
         source.read(record)
+
+
+def test_a_local_record_is_read_whole_whatever_its_size_says(tmp_path: Path) -> None:
+    for name, content in (("empty", b""), ("a b\udcff", b"x" * 70_000)):
+        (tmp_path / name).write_bytes(content)
+        assert read_bytes(tmp_path, name) == read_bytes(Path("elsewhere"), str(tmp_path / name)) == content
+    # Said to have 0 bytes, as pipes and the like are.
+    assert read_bytes(Path("/proc/self"), "cmdline") == Path("/proc/self/cmdline").read_bytes() != b""
+    with pytest.raises(IsADirectoryError):
+        read_bytes(tmp_path, ".")
+    with pytest.raises(FileNotFoundError):
+        read_bytes(tmp_path, "none")

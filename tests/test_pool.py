@@ -73,6 +73,16 @@ def test_what_the_work_raises_arrives_with_the_path(pool_type: type, error: Exce
         pool.run(3, 500, lambda _: None)
 
 
+@pytest.mark.parametrize("pool_type", POOLS)
+def test_a_full_disk_is_no_fault_of_the_sample(pool_type: type) -> None:
+    full = DatasetError("a cannot be written (No space left on device); make room")
+    with (
+        pytest.raises(DatasetError, match=r"^a cannot be written"),
+        pool_type(fail_at(37, lambda: raise_(full)), name, 2) as pool,
+    ):
+        pool.run(3, 500, lambda _: None)
+
+
 # ruff: noqa: PT012 - the pool has to be open while it is watched
 @linux
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_a_shard_that_is_cut_off_on_its_way_is_not_seen(folder: Path) -> None:
         return write(file, data)
 
     with (
-        mock.patch("fastload.formats.resident._BLOCK_BYTES", 1000),
+        mock.patch("fastload.files._BLOCK_BYTES", 1000),
         mock.patch.object(MemoryFile, "write", fail),
         pytest.raises(DatasetError, match=r"the line is dead.*same command"),
     ):

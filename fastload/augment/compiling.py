@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import lru_cache
@@ -52,8 +53,9 @@ def _build(process: int) -> Future[Compiled | None]:
             future.set_result(Compiled(*build()))
         except ImportError:
             future.set_result(None)
-        except BaseException as e:
-            future.set_exception(e)
+        except Exception as e:  # whatever a Numba that does not fit its LLVM or this machine may raise
+            warnings.warn(f"Numba cannot compile the CPU's fast way, so torch takes it: {e}", stacklevel=1)
+            future.set_result(None)
 
     # Not a daemon: the interpreter must not go while it compiles.
     threading.Thread(target=build, name="fastload-compile").start()

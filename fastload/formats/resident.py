@@ -7,23 +7,19 @@ float32 [n, T] for regression. The manifest is written last: a directory without
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 
 from fastload.errors import DatasetError, printable
-from fastload.files import Part, write_whole
 from fastload.places import Place, Url, num_bytes_of
 from fastload.records import SPLITS
 
@@ -33,14 +29,11 @@ MANIFEST_NAME = "manifest.json"
 SAMPLES_NAME = "samples.csv"
 BAD_NAME = "bad.csv"
 
-# Images begin at a multiple of it in the file: a page, so that mapped shards share no page with the header.
-_ALIGNMENT = 4096
-_BLOCK_BYTES = 1 << 20
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
 
 # What may stand in a shard: the name in the manifest -> in safetensors, in torch.
-_DTYPES = {"uint8": ("U8", torch.uint8), "int64": ("I64", torch.int64), "float32": ("F32", torch.float32)}
+DTYPES = {"uint8": ("U8", torch.uint8), "int64": ("I64", torch.int64), "float32": ("F32", torch.float32)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,7 +243,7 @@ class Dataset(torch.utils.data.Dataset[tuple[torch.Tensor, int | torch.Tensor]])
             sample, label = _open_shard(path, shard, manifest)
             self.shards.append(sample)
             labels.append(label)
-        empty = torch.empty((0, *manifest.label.shape), dtype=_DTYPES[manifest.label.dtype][1])
+        empty = torch.empty((0, *manifest.label.shape), dtype=DTYPES[manifest.label.dtype][1])
         self.labels = torch.cat([empty, *labels])
         if (
             len(self.labels)
@@ -353,7 +346,7 @@ def _open_shard(path: Path, shard: Shard, manifest: Manifest) -> tuple[torch.Ten
         raise DatasetError(f"{name} cannot be read ({printable(e)}); convert again.") from e
     for field, tensor in zip((manifest.sample, manifest.label), tensors, strict=True):
         wanted = (shard.rows, *field.shape)
-        if tensor.dtype != _DTYPES[field.dtype][1] or tuple(tensor.shape) != wanted:
+        if tensor.dtype != DTYPES[field.dtype][1] or tuple(tensor.shape) != wanted:
             raise DatasetError(
                 f"{name} holds {field.name} {tensor.dtype} {list(tensor.shape)}, not {field.dtype} {list(wanted)}; "
                 "convert again."
@@ -361,75 +354,8 @@ def _open_shard(path: Path, shard: Shard, manifest: Manifest) -> tuple[torch.Ten
     return tensors[0], tensors[1]
 
 
-def write_shard(file: Place, fields: dict[str, npt.NDArray[Any]], metadata: dict[str, Any]) -> str:
-    """Write one shard whole or not at all.
-
-    Args:
-        file: where to.
-        fields: `label`, then `image` or `features`, as in the module's docstring; contiguous.
-        metadata: what the shard says of itself, fit for JSON.
-
-    Returns:
-        SHA-256 (hex) of the file.
-
-    Raises:
-        DatasetError: the disk is full, the folder cannot be written, or another process writes this shard.
-    """
-    parts: list[Part] = [_head(fields, metadata)]
-    parts += [field.reshape(-1).view(np.uint8).data for field in fields.values()]
-    # Beside the writing: nobody decodes any more while the last shard is written.
-    with ThreadPoolExecutor(1, thread_name_prefix="fastload-hash") as beside:
-        digest = beside.submit(_sha256, parts)
-        try:
-            # Through the page cache, on purpose: training reads these shards next.
-            blocks = (part[i : i + _BLOCK_BYTES] for part in parts for i in range(0, len(part), _BLOCK_BYTES))
-            write_whole(file, blocks)
-        except OSError as e:
-            raise unwritten(file, e) from e
-        return digest.result()
-
-
-def _sha256(parts: Iterable[Part]) -> str:
-    sha = hashlib.sha256()
-    for part in parts:
-        sha.update(part)
-    return sha.hexdigest()
-
-
-def unwritten(file: Place, e: OSError) -> DatasetError:
-    """Return the error that says why a file of a dataset could not be written, and what to do."""
-    if isinstance(e, BlockingIOError):
-        return DatasetError(
-            f"{printable(file)} is being written by another process; wait for it, and run the same command again."
-        )
-    full = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    advice = "make room in" if full else "check that files can be written to"
-    return DatasetError(
-        f"{printable(file.name)} cannot be written ({printable(e.strerror)}); {advice} {printable(file.parent)} "
-        "and run the same command again: finished shards are kept."
-    )
-
-
-def _head(fields: dict[str, npt.NDArray[Any]], metadata: dict[str, Any]) -> bytes:
-    """Return the header of a safetensors file, so long that the last field begins at a multiple of _ALIGNMENT.
-
-    By hand, since safetensors' save_file would copy the whole shard twice; it reads what this writes.
-    """
-    # One key: safetensors writes several in a random order, and the same shard must be the same bytes.
-    entries: dict[str, Any] = {"__metadata__": {"fastload": json.dumps(metadata, sort_keys=True)}}
-    start = stop = 0
-    for name, field in fields.items():
-        start, stop = stop, stop + field.nbytes
-        entries[name] = {
-            "dtype": _DTYPES[field.dtype.name][0], "shape": list(field.shape), "data_offsets": [start, stop],
-        }  # fmt: skip
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text) + start) % _ALIGNMENT)
-    return len(text).to_bytes(8, "little") + text
-
-
 def read_shard_metadata(file: Place) -> dict[str, Any] | None:
-    """Return the metadata that `write_shard` put into a shard, or None where there is no whole shard."""
+    """Return the metadata that a shard was written with, or None where there is no whole shard."""
     try:
         if isinstance(file, Path):
             with safe_open(file, framework="np") as opened:

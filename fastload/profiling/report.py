@@ -1,13 +1,19 @@
-"""Measurements as JSON and for the terminal: no figure without machine, versions, data, command and date."""
+"""Measurements as JSON and for the terminal: no figure without machine, versions, data, command and date.
+
+A report of what a training loop waited for is a `Report`: schema `fastload-gpu-util`, version 2. What was not measured
+is None, and null in JSON.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,8 +24,14 @@ import torch
 from fastload import __version__
 from fastload.files import write_text
 from fastload.memory import meminfo_bytes
+from fastload.profiling.verdict import Verdict
+
+SCHEMA, VERSION = "fastload-gpu-util", 2
+MAX_SERIES = 2000
 
 PACKAGES = ("torch", "torchvision", "accelerate", "timm", "numpy", "pillow", "simplejpeg", "safetensors", "ffcv")
+
+Interval = tuple[float, float]
 
 
 def environment() -> dict[str, Any]:
@@ -77,3 +89,257 @@ def cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def described(**run: Any) -> dict[str, Any]:
+    """Return `environment()` with this process's command, as a report of version 2 has it."""
+    return {"command": command(), **environment(), **run}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What was run.
+
+    Attributes:
+        entry: `bench`, `profile` or `hook`.
+        data: name of the data, None where it is not known.
+        model: name of the network, likewise.
+        size: side of the images, in pixels.
+        batch_size: images per step and rank.
+        device: `cuda`, `mps` or `cpu`; on a CPU all gpu figures are null.
+        precision: `no`, `bf16`, ...
+        num_ranks: processes that train together.
+        num_warmup: steps at the very beginning that do not count.
+    """
+
+    entry: str
+    data: str | None = None
+    model: str | None = None
+    size: int | None = None
+    batch_size: int | None = None
+    device: str
+    precision: str | None = None
+    num_ranks: int = 1
+    num_warmup: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """How many steps count, how many were warm-up, and how many of all were the first of an epoch."""
+
+    count: int
+    warmup: int
+    epoch_starts: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSeconds:
+    """Duration of a step, data wait included; `interval` is that of the mean, at 95%."""
+
+    p50: float | None
+    p95: float | None
+    mean: float | None
+    interval: Interval | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wait:
+    """Data wait of the steps that count.
+
+    Attributes:
+        share: of their wall time.
+        interval: of the share, at 95%.
+        seconds: in all.
+        own_seconds: the loader's own copy and augmentation on the device, which are no part of `seconds`; None where
+            the loader does not tell.
+        start_seconds: data wait of the first batches of epochs, which are no part of `seconds` either.
+    """
+
+    share: float | None
+    interval: Interval | None
+    seconds: float | None
+    own_seconds: float | None
+    start_seconds: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """Images per second, and its interval at 95%."""
+
+    value: float
+    interval: Interval | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Throughput:
+    """Images per second of the run, of the loader alone and of the step alone (the ceiling)."""
+
+    x_real: Rate | None = None
+    x_load: Rate | None = None
+    x_replay: Rate | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NvmlUse:
+    """The driver's samples of "share of time with any kernel": how many lie in each tenth, and at zero."""
+
+    histogram: tuple[int, ...]
+    zeros_share: float
+    num_samples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """What the GPU did; every field is None where there is none.
+
+    Attributes:
+        busy_share: union of kernel intervals over a short window of steps.
+        nvml: what the driver sampled.
+        memory_bytes: the most that torch had allocated.
+    """
+
+    busy_share: float | None = None
+    nvml: NvmlUse | None = None
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """What the host did meanwhile; one core that is busy all the time is 1.
+
+    Attributes:
+        cpu_per_core: load of each core of the machine, by anybody.
+        process_cpu: of this process, all threads.
+        worker_cpu: of each process that it started.
+        disk_read_bytes_per_second: of this process and those, what really came from a disk.
+        major_faults_per_second: pages that had to be read first, likewise.
+        resident_bytes: memory of this process and those, without what a file backs.
+    """
+
+    cpu_per_core: tuple[float, ...] | None = None
+    process_cpu: float | None = None
+    worker_cpu: tuple[float, ...] | None = None
+    disk_read_bytes_per_second: float | None = None
+    major_faults_per_second: float | None = None
+    resident_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Seconds that one sample takes, alone: opening and reading, decoding, transforms, and its part of collating."""
+
+    open: float
+    decode: float
+    transform: float
+    collate: float | None
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cause:
+    """A word for what made the device wait, why in a sentence, and what was seen."""
+
+    word: str
+    why: str
+    evidence: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """Steps in their order, thinned out to at most MAX_SERIES; seconds since the loop began, and of each step."""
+
+    time: tuple[float, ...] = ()
+    step_seconds: tuple[float, ...] = ()
+    wait_seconds: tuple[float, ...] = ()
+    nvml: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """One loop, of one rank, fed one way."""
+
+    name: str
+    rank: int = 0
+    steps: Steps
+    step_seconds: StepSeconds
+    wait: Wait
+    throughput: Throughput
+    headspace: float | None = None
+    efficiency: float | None = None
+    gpu: Gpu = Gpu()
+    system: System = System()
+    sample: Sample | None = None
+    memory_bytes: int | None = None
+    cause: Cause | None = None
+    verdict: Verdict
+    series: Series = Series()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResidentGain:
+    """What converting would give: times the images/s, `measured` or `upper bound`, and the memory it needs."""
+
+    speedup: float
+    basis: str
+    memory_bytes: int | None
+    num_images: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Action:
+    """What to do next.
+
+    Attributes:
+        text: in a sentence.
+        command: ready to paste, a shell's or a line of Python; None where there is nothing to paste.
+        gain: times the images/s; None where it is not known.
+        basis: of the gain: `measured` or `upper bound`.
+    """
+
+    text: str
+    command: str | None = None
+    gain: float | None = None
+    basis: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything that was measured, and what follows; `as_dict()` is the JSON of schema `fastload-gpu-util`.
+
+    Attributes:
+        environment: of `described()`.
+        run: what was run.
+        loops: each way of feeding, each rank.
+        verdict, cause: of the loop that the report is about: the first one, of the rank that waited most.
+        resident_gain: what converting would give.
+        actions: the first one is the next command.
+    """
+
+    environment: dict[str, Any]
+    run: Run
+    loops: tuple[Loop, ...]
+    verdict: Verdict
+    cause: Cause | None = None
+    resident_gain: ResidentGain | None = None
+    actions: tuple[Action, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON takes it: lists, six significant digits, None where nothing was measured."""
+        plain: dict[str, Any] = _plain({"schema": SCHEMA, "version": VERSION, **_fields(self)})
+        return plain
+
+
+def _fields(noun: Any) -> dict[str, Any]:
+    return {f.name: getattr(noun, f.name) for f in fields(noun)}
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return {name: _plain(inner) for name, inner in _fields(value).items()}
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value

@@ -6,15 +6,29 @@ not the time the host spent in `next()`. On the CPU the step is synchronous and 
 
 from __future__ import annotations
 
+import math
 import time
+from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 Batch = TypeVar("Batch")
+
+_SEQUENCES, _TENSOR = (tuple, list), torch.Tensor
+
+CPU_EVERY = 8  # steps: asking for a thread's processor time is a system call
+COLLECT_EVERY = 32
+
+
+# Kinds of steps; plain numbers, since an enumeration's members are looked up slowly, at every step.
+_STEP, _WARMUP = 0, 1
+_START = 2  # the first batch of an epoch
+_END = 3  # asking for a batch after the last one: workers end here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +40,14 @@ class Timing:
         num_images: images of these steps.
         wall_seconds: their duration, data wait included.
         wait_seconds: the part of it in which the device waited for data.
-        step_seconds: duration of each of them.
+        step_seconds, step_waits, step_images, step_ends: of each of them; it ended so long after the loop began.
+        own_seconds: the loader's own work on the device, no part of the wait; None where it does not tell.
         num_starts, start_seconds: first batches of epochs and warm-up steps, and their duration.
+        num_epochs: loops that were begun.
+        later_seconds, later_waits: duration of the first and data wait of the first and the last `next()` of all
+            epochs but the first.
+        next_seconds, next_cpu_seconds: the host's time in every eighth `next()`, and the processor time that the thread
+            which called it used meanwhile.
     """
 
     num_steps: int
@@ -37,6 +57,15 @@ class Timing:
     step_seconds: tuple[float, ...] = field(repr=False)
     num_starts: int
     start_seconds: float
+    step_waits: tuple[float, ...] = field(default=(), repr=False)
+    step_images: tuple[int, ...] = field(default=(), repr=False)
+    step_ends: tuple[float, ...] = field(default=(), repr=False)
+    own_seconds: float | None = None
+    num_epochs: int = 0
+    later_seconds: float = 0.0
+    later_waits: float = 0.0
+    next_seconds: float = 0.0
+    next_cpu_seconds: float = 0.0
 
     @property
     def images_per_second(self) -> float | None:
@@ -48,9 +77,28 @@ class Timing:
         """Data wait over wall time; None where no step counted."""
         return self.wait_seconds / self.wall_seconds if self.wall_seconds > 0 else None
 
+    @property
+    def start_share(self) -> float | None:
+        """Data wait at the edges of epochs over the wall time of whole epochs; None where there was only one epoch."""
+        if self.num_epochs < 2 or self.wall_seconds <= 0:
+            return None
+        within = self.wall_seconds * (self.num_epochs - 1) / self.num_epochs
+        return self.later_waits / (self.later_seconds + within)
+
+
+class _Step(NamedTuple):
+    kind: int
+    number: int  # of its images where it counts, else of its epoch
+    seconds: float
+    wait: float
+    own: float | None
+    ended: float
+
 
 class WaitMeter:
     """Watches loops over batches and adds up how long the device waited for data.
+
+    It never harms the loop: where a clock of its own fails, it stops measuring and says why in `failure`.
 
     Args:
         device: where the steps run.
@@ -60,8 +108,20 @@ class WaitMeter:
     def __init__(self, device: torch.device, *, num_warmup: int = 0) -> None:
         self._clock: _HostClock | _CudaClock = _CudaClock(device) if device.type == "cuda" else _HostClock()
         self._warmup_left = num_warmup
-        self._steps: list[tuple[float, float, int]] = []  # duration, wait, images
-        self._starts: list[float] = []
+        # Of the steps that count, as plain numbers: a loop may have millions.
+        self._seconds, self._waits, self._ends = array("d"), array("d"), array("d")
+        self._images = array("q")
+        self._own: float | None = None
+        self._num_starts, self._start_seconds = 0, 0.0
+        self._num_epochs, self._later_seconds, self._later_waits = 0, 0.0, 0.0
+        self._next_began: tuple[float, float] | None = None
+        self._next_seconds, self._next_cpu_seconds = 0.0, 0.0
+        self._num_seen = self._num_counted = 0
+        self.failure: Exception | None = None
+
+    def settle(self, num_steps: int) -> None:
+        """Let the step under way and the `num_steps` after it not count: something else came in between."""
+        self._warmup_left = num_steps + 1
 
     def watch(self, batches: Iterable[Batch], *, loader: Any = None) -> Iterator[Batch]:
         """Yield what `batches` yields; leaving it early is fine.
@@ -76,24 +136,30 @@ class WaitMeter:
         loader = batches if loader is None else loader
         hooked = getattr(loader, "on_device_work", self) is not self
         if hooked:
-            loader.on_device_work = clock.data_arrived
-        iterator = iter(batches)
-        first, num_images = True, 0
+            loader.on_device_work = partial(self._safely, clock.own_work_begins)
+        kind, iterator, epoch = _START, None, self._num_epochs
+        self._num_epochs += 1
         try:
+            # Before iter(): a DataLoader starts its workers there, and that is waiting too.
+            self._safely(clock.step_begins)
+            iterator = iter(batches)
             while True:
-                clock.step_begins()
+                if not self._num_seen % CPU_EVERY:
+                    self._next_begins()
                 try:
                     batch = next(iterator)
                 except StopIteration:
+                    self._next_began = None
+                    self._safely(clock.data_arrived)
+                    self._safely(clock.step_ends, _END, epoch)
                     break
-                clock.data_arrived()
-                num_images = _num_rows(batch)
+                num_images = self._arrived(batch)
                 yield batch
-                counts = not first and self._warmup_left <= 0
-                self._warmup_left -= 1
-                clock.step_ends(num_images if counts else None)
-                first = False
-                self._collect()
+                del batch  # the caller's alone
+                if kind != _START:
+                    kind = _WARMUP if self._warmup_left > 0 else _STEP
+                self._ended(kind, num_images if kind == _STEP else epoch)
+                kind = _STEP
         finally:
             if hooked:
                 loader.on_device_work = None
@@ -104,100 +170,208 @@ class WaitMeter:
 
     def result(self) -> Timing:
         """Return everything so far; waits once for the device."""
-        self._clock.wait()
-        self._collect()
-        durations = tuple(duration for duration, _, _ in self._steps)
+        self._safely(self._clock.wait)
+        self._safely(self._collect)
         return Timing(
-            num_steps=len(self._steps),
-            num_images=sum(images for _, _, images in self._steps),
-            wall_seconds=sum(durations),
-            wait_seconds=sum(wait for _, wait, _ in self._steps),
-            step_seconds=durations,
-            num_starts=len(self._starts),
-            start_seconds=sum(self._starts),
-        )
+            num_steps=len(self._seconds), num_images=sum(self._images), wall_seconds=math.fsum(self._seconds),
+            wait_seconds=math.fsum(self._waits), step_seconds=tuple(self._seconds), step_waits=tuple(self._waits),
+            step_images=tuple(self._images), step_ends=tuple(self._ends), own_seconds=self._own,
+            num_starts=self._num_starts, start_seconds=self._start_seconds, num_epochs=self._num_epochs,
+            later_seconds=self._later_seconds, later_waits=self._later_waits,
+            next_seconds=self._next_seconds, next_cpu_seconds=self._next_cpu_seconds,
+        )  # fmt: skip
 
     @property
     def num_steps(self) -> int:
-        """Steps that count and have ended; does not wait for the device."""
-        return len(self._steps)
+        """Steps that count and that the host is done with; does not wait for the device."""
+        return self._num_counted
 
     @property
     def share_so_far(self) -> float | None:
         """Data wait over wall time of the last 100 steps that have ended; does not wait for the device."""
-        wall = sum(duration for duration, _, _ in self._steps[-100:])
-        return sum(wait for _, wait, _ in self._steps[-100:]) / wall if wall > 0 else None
+        self._safely(self._collect)
+        wall = sum(self._seconds[-100:])
+        return sum(self._waits[-100:]) / wall if wall > 0 else None
+
+    # What happens at every step is kept short, in few calls: behind a real step their code is in no cache, and each
+    # costs some microseconds.
+
+    def _arrived(self, batch: Any) -> int:
+        if self.failure is not None:
+            return 0
+        try:
+            self._clock.data_arrived()
+            if self._next_began is not None:
+                self._next_ends()
+            first = batch[0] if type(batch) in _SEQUENCES and batch else batch
+            return first.size(0) if type(first) is _TENSOR and first.ndim else num_rows(batch)
+        except Exception as failure:  # the user's loop goes on whatever happens to a clock
+            self.failure = failure
+            return 0
+
+    def _ended(self, kind: int, number: int) -> None:
+        self._warmup_left -= 1
+        self._num_seen += 1
+        if self.failure is not None:
+            return
+        try:
+            self._clock.step_ends(kind, number)
+            self._num_counted += kind == _STEP
+            if not self._num_seen % COLLECT_EVERY:
+                self._collect()
+        except Exception as failure:
+            self.failure = failure
+
+    def _next_begins(self) -> None:
+        self._next_began = time.perf_counter(), time.thread_time()
+
+    def _next_ends(self) -> None:
+        if self._next_began is not None:
+            self._next_seconds += time.perf_counter() - self._next_began[0]
+            self._next_cpu_seconds += time.thread_time() - self._next_began[1]
+            self._next_began = None
+
+    def _safely(self, call: Callable[..., object], *arguments: object) -> None:
+        if self.failure is None:
+            try:
+                call(*arguments)
+            except Exception as failure:
+                self.failure = failure
 
     def _collect(self) -> None:
-        for duration, wait, num_images in self._clock.finished():
-            if num_images is None:
-                self._starts.append(duration)
-            else:
-                self._steps.append((duration, wait, num_images))
+        for step in self._clock.finished():
+            if step.own is not None and step.kind == _STEP:
+                self._own = (self._own or 0.0) + step.own
+            if step.kind == _STEP:
+                self._seconds.append(step.seconds)
+                self._waits.append(step.wait)
+                self._ends.append(step.ended)
+                self._images.append(step.number)
+                continue
+            if step.kind != _END:
+                self._num_starts += 1
+                self._start_seconds += step.seconds
+            if step.kind != _WARMUP and step.number > 0:
+                self._later_seconds += step.seconds
+                self._later_waits += step.wait
 
 
 class _HostClock:
     def __init__(self) -> None:
-        self._done: list[tuple[float, float, int | None]] = []
+        self._done: list[tuple[int, int, float, float, float]] = []
+        self._origin: float | None = None
         self._begin = self._arrived = 0.0
 
     def step_begins(self) -> None:
         self._begin = time.perf_counter()
+        if self._origin is None:
+            self._origin = self._begin
+
+    def own_work_begins(self) -> None:
+        pass  # on the host, copy and augmentation take the step's own time: they are waiting
 
     def data_arrived(self) -> None:
-        # Called at the loader's hook too: the last call, after next(), is the one that stays.
         self._arrived = time.perf_counter()
 
-    def step_ends(self, num_images: int | None) -> None:
-        self._done.append((time.perf_counter() - self._begin, self._arrived - self._begin, num_images))
+    def step_ends(self, kind: int, number: int) -> None:
+        # The next one begins here: no time is lost between the two.
+        begin, self._begin = self._begin, time.perf_counter()
+        self._done.append((kind, number, begin, self._arrived, self._begin))
 
-    def finished(self) -> Iterator[tuple[float, float, int | None]]:
+    def finished(self) -> Iterator[_Step]:
         done, self._done = self._done, []
-        yield from done
+        origin = self._origin or 0.0
+        for kind, number, begin, arrived, end in done:
+            yield _Step(kind, number, end - begin, arrived - begin, None, end - origin)
 
     def wait(self) -> None:
         pass
 
 
 class _CudaClock:
-    """Events on the current stream, taken from a pool and read when they have passed."""
+    """Events on the current stream, taken from a pool and read when they have passed.
+
+    A step that is captured into a graph is left out: an event recorded then would become a part of the graph.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool: list[Any] = []
-        self._pending: deque[tuple[Any, Any, Any, int | None]] = deque()
+        self._pending: deque[tuple[int, int, float, tuple[Any, Any, Any, Any]]] = deque()
+        self._origin: float | None = None
         self._begin: Any = None
         self._arrived: Any = None
+        self._ready: Any = None
 
     def step_begins(self) -> None:
-        self._begin, self._arrived = self._event(), None
+        if self._origin is None:
+            self._origin = time.perf_counter()
+        self._begin, self._arrived, self._ready = self._event(), None, None
 
-    def data_arrived(self) -> None:
-        # The first call counts: at the hook, before the loader's own copy and augmentation.
+    def own_work_begins(self) -> None:
         if self._arrived is None:
             self._arrived = self._event()
 
-    def step_ends(self, num_images: int | None) -> None:
-        self._pending.append((self._begin, self._arrived, self._event(), num_images))
+    def data_arrived(self) -> None:
+        if self._arrived is None:
+            self._arrived = self._event()
+        else:
+            self._ready = self._event()
 
-    def finished(self) -> Iterator[tuple[float, float, int | None]]:
-        while self._pending and self._pending[0][2].query():
-            begin, arrived, end, num_images = self._pending.popleft()
-            yield begin.elapsed_time(end) / 1e3, begin.elapsed_time(arrived) / 1e3, num_images
-            self._pool += [begin, arrived, end]
+    def step_ends(self, kind: int, number: int) -> None:
+        events = (self._begin, self._arrived, self._ready, self._event())
+        # The next one begins where this one ends: one event for both.
+        self._begin, self._arrived, self._ready = events[3], None, None
+        if events[0] is not None and events[1] is not None and events[3] is not None:
+            self._pending.append((kind, number, time.perf_counter() - (self._origin or 0.0), events))
+
+    def finished(self) -> Iterator[_Step]:
+        while self._pending and self._pending[0][3][3].query():
+            kind, number, ended, events = self._pending.popleft()
+            begin, arrived, ready, end = events
+            own = None if ready is None else arrived.elapsed_time(ready) / 1e3
+            seconds, wait = begin.elapsed_time(end) / 1e3, begin.elapsed_time(arrived) / 1e3
+            self._pool += [event for event in events[:3] if event is not None]
+            yield _Step(kind, number, seconds, wait, own, ended)
 
     def wait(self) -> None:
         torch.cuda.synchronize(self._device)
 
     def _event(self) -> Any:
+        if torch.cuda.is_current_stream_capturing():
+            return None
         event = self._pool.pop() if self._pool else torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(self._device))
         return event
 
 
-def _num_rows(batch: Any) -> int:
-    """Return the number of samples in a batch: the length of the first tensor found in it."""
+def joined(timings: Sequence[Timing]) -> Timing:
+    """Return several timings as one: what they counted, one after the other."""
+    ends, steps_ended = 0.0, []
+    for timing in timings:
+        steps_ended += [ends + ended for ended in timing.step_ends]
+        ends += timing.step_ends[-1] if timing.step_ends else 0.0
+    own = [t.own_seconds for t in timings if t.own_seconds is not None]
+
+    def total(name: str) -> Any:
+        return sum(getattr(t, name) for t in timings)
+
+    def chain(name: str) -> tuple[Any, ...]:
+        return tuple(value for t in timings for value in getattr(t, name))
+
+    return Timing(
+        step_seconds=chain("step_seconds"), step_waits=chain("step_waits"), step_images=chain("step_images"),
+        step_ends=tuple(steps_ended), own_seconds=sum(own) if own else None,
+        **{name: total(name) for name in (
+            "num_steps", "num_images", "wall_seconds", "wait_seconds", "num_starts", "start_seconds", "num_epochs",
+            "later_seconds", "later_waits", "next_seconds", "next_cpu_seconds",
+        )},
+    )  # fmt: skip
+
+
+def num_rows(batch: Any) -> int:
+    """Return the number of samples in a batch: the length of the first tensor found in it; 0 where there is none."""
     if isinstance(batch, torch.Tensor):
         return int(batch.shape[0]) if batch.ndim else 1
-    inner = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, list | tuple) else ()
-    return next((n for n in map(_num_rows, inner) if n), 0)
+    inner = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
+    return next((n for n in map(num_rows, inner) if n), 0)

@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 INPUT_BOUND_SHARE = 0.20
 PARTLY_SHARE = 0.05
 INTERFERENCE_EFFICIENCY = 0.9
+COPY_BOUND_SHARE = 0.20
+IDLE_GPU_SHARE = 0.7  # a GPU that is busy for less of the time, and does not wait for data, waits for the host
 MIN_STEPS = 20
+FEW_STEPS = 40
+WORDS = (
+    "INPUT-BOUND", "PARTLY INPUT-BOUND", "NOT INPUT-BOUND", "COPY-BOUND", "LAUNCH-BOUND", "INTERFERENCE",
+    "INCONCLUSIVE",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """A word people can act on, and why in one sentence."""
+    """A word people can act on, why in one sentence, and how sure that is: `high`, `medium` or `low`."""
 
     word: str
     why: str
+    confidence: str = "high"
 
     def __str__(self) -> str:
         return f"{self.word}: {self.why}"
 
 
-def judge(wait_share: float | None, num_steps: int, device_type: str, efficiency_share: float | None = None) -> Verdict:
+def judge(
+    wait_share: float | None,
+    num_steps: int,
+    device_type: str,
+    efficiency_share: float | None = None,
+    *,
+    interval: tuple[float, float] | None = None,
+    start_share: float | None = None,
+    busy_share: float | None = None,
+    copy_share: float | None = None,
+) -> Verdict:
     """Judge a loop by the share of time its device waited for data.
 
     Args:
@@ -29,18 +47,55 @@ def judge(wait_share: float | None, num_steps: int, device_type: str, efficiency
         num_steps: steps that were measured; below 20 no verdict holds.
         device_type: `cuda`, `mps` or `cpu`.
         efficiency_share: what `efficiency` says, where loader and step were also measured alone.
+        interval: of the wait share, at 95%.
+        start_share: data wait of the first batches of epochs, over the wall time of whole epochs.
+        busy_share: time with a kernel on the GPU, over a window of steps.
+        copy_share: time in which the GPU did nothing but receive batches, likewise.
     """
     if wait_share is None or num_steps < MIN_STEPS:
-        return Verdict(
-            word="INCONCLUSIVE",
-            why=f"{num_steps} steps were measured and {MIN_STEPS} are needed; run longer.",
+        why = f"{num_steps} steps were measured and {MIN_STEPS} are needed; run longer."
+        return Verdict(word="INCONCLUSIVE", why=why, confidence="low")
+    if interval is not None and interval[0] < PARTLY_SHARE and interval[1] >= INPUT_BOUND_SHARE:
+        why = (
+            f"the share of time waited for data lies between {interval[0]:.0%} and {interval[1]:.0%}, too far apart to "
+            f"tell; run more than {num_steps} steps, on a machine that nobody else uses."
         )
-    device = "GPU" if device_type in ("cuda", "mps") else "CPU that trains"
-    share = f"the {device} waited {wait_share:.0%} of the time for data"
+        return Verdict(word="INCONCLUSIVE", why=why, confidence="low")
+    verdict = _by_wait(wait_share, start_share, device_type) or _by_rest(
+        wait_share, device_type, efficiency_share, busy_share, copy_share
+    )
+    return replace(verdict, confidence=_confidence(verdict.word, wait_share, num_steps, interval))
+
+
+def _by_wait(wait_share: float, start_share: float | None, device_type: str) -> Verdict | None:
+    share = _waited(wait_share, device_type)
     if wait_share >= INPUT_BOUND_SHARE:
         return Verdict(word="INPUT-BOUND", why=f"{share}; faster feeding is the first thing to mend.")
+    if start_share is not None and start_share >= max(PARTLY_SHARE, wait_share):
+        word = "INPUT-BOUND" if start_share >= INPUT_BOUND_SHARE else "PARTLY INPUT-BOUND"
+        why = f"{share} within epochs, and {start_share:.0%} of it for their first batches."
+        return Verdict(word=word, why=why)
     if wait_share >= PARTLY_SHARE:
         return Verdict(word="PARTLY INPUT-BOUND", why=f"{share}; faster feeding gains at most that much.")
+    return None
+
+
+def _by_rest(
+    wait_share: float,
+    device_type: str,
+    efficiency_share: float | None,
+    busy_share: float | None,
+    copy_share: float | None,
+) -> Verdict:
+    share = _waited(wait_share, device_type)
+    if copy_share is not None and copy_share >= COPY_BOUND_SHARE:
+        why = (
+            f"{share}, but spent {copy_share:.0%} of it on nothing but receiving batches; pinned memory copies faster."
+        )
+        return Verdict(word="COPY-BOUND", why=why)
+    if busy_share is not None and busy_share < IDLE_GPU_SHARE:
+        why = f"{share}, yet it was busy for {busy_share:.0%} of it only: it waits for the host to launch its kernels."
+        return Verdict(word="LAUNCH-BOUND", why=why)
     if efficiency_share is not None and efficiency_share < INTERFERENCE_EFFICIENCY:
         return Verdict(
             word="INTERFERENCE",
@@ -48,6 +103,23 @@ def judge(wait_share: float | None, num_steps: int, device_type: str, efficiency
             "takes cores or memory from the step; a loader that needs less of them gains up to the rest.",
         )
     return Verdict(word="NOT INPUT-BOUND", why=f"{share}; faster feeding would gain next to nothing.")
+
+
+def _waited(wait_share: float, device_type: str) -> str:
+    device = "GPU" if device_type in ("cuda", "mps") else "CPU that trains"
+    return f"the {device} waited {wait_share:.0%} of the time for data"
+
+
+def _confidence(word: str, wait_share: float, num_steps: int, interval: tuple[float, float] | None) -> str:
+    """How far the interval stays within the band that the verdict comes from."""
+    if interval is not None:
+        bounds = (PARTLY_SHARE, INPUT_BOUND_SHARE)
+        crossed = sum(interval[0] < bound <= interval[1] for bound in bounds)
+        if crossed == 0:
+            return "high" if num_steps >= FEW_STEPS else "medium"
+        return "medium" if crossed == 1 and num_steps >= FEW_STEPS else "low"
+    near = min(abs(wait_share - PARTLY_SHARE), abs(wait_share - INPUT_BOUND_SHARE)) < 0.02
+    return "medium" if near or num_steps < FEW_STEPS or word == "INTERFERENCE" else "high"
 
 
 def headspace(x_real: float | None, x_replay: float | None) -> float | None:

@@ -1,0 +1,94 @@
+"""How busy the GPU is: torch.profiler over a short window of steps, apart from the run that is timed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fastload.profiling.intervals import outside_seconds, union_seconds
+
+NUM_STEPS = 15
+# What makes the host wait until the GPU has caught up. A copy to pageable memory waits too: `.item()` is one.
+_SYNCS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Busy:
+    """What a window of steps showed.
+
+    Attributes:
+        busy_share: time with a kernel under way.
+        copy_share: time in which the GPU received from the host and ran no kernel.
+        syncs_per_step: calls that made the host wait for the GPU.
+        num_steps: of the window.
+    """
+
+    busy_share: float
+    copy_share: float
+    syncs_per_step: float
+    num_steps: int
+
+
+@dataclass(frozen=True)
+class Span:
+    """One thing that happened: on the GPU or in a call of the host; seconds from any zero."""
+
+    name: str
+    on_gpu: bool
+    begin: float
+    end: float
+
+
+class BusyWindow:
+    """Traces the steps between `start` and `stop`, with CUDA activity alone: host operators would slow the steps."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._profiler: Any = None
+
+    def start(self) -> None:
+        """Begin the window, with nothing under way on the GPU."""
+        torch.cuda.synchronize(self._device)
+        self._profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+        self._profiler.__enter__()
+
+    def stop(self, num_steps: int) -> Busy | None:
+        """End the window, after `num_steps` steps; None where it was not begun or nothing was traced."""
+        profiler, self._profiler = self._profiler, None
+        if profiler is None:
+            return None
+        torch.cuda.synchronize(self._device)
+        profiler.__exit__(None, None, None)
+        return summarize(spans(profiler.events()), num_steps)
+
+
+def spans(events: Iterable[Any]) -> list[Span]:
+    """Return the profiler's events (its times are in microseconds)."""
+    return [
+        Span(
+            event.name, str(event.device_type).endswith("CUDA"), event.time_range.start / 1e6,
+            event.time_range.end / 1e6,
+        )
+        for event in events
+    ]  # fmt: skip
+
+
+def summarize(traced: list[Span], num_steps: int) -> Busy | None:
+    """Return the shares; the window reaches from the first to the last thing traced. None where that is no time."""
+    on_gpu = [span for span in traced if span.on_gpu]
+    if not on_gpu or num_steps < 1:
+        return None
+    wall = max(span.end for span in traced) - min(span.begin for span in traced)
+    if wall <= 0:
+        return None
+    kernels = [(s.begin, s.end) for s in on_gpu if not s.name.startswith(("Memcpy", "Memset"))]
+    copies = [(s.begin, s.end) for s in on_gpu if s.name.startswith("Memcpy HtoD")]
+    syncs = sum(span.name in _SYNCS for span in traced)
+    return Busy(
+        busy_share=union_seconds(kernels) / wall, copy_share=outside_seconds(copies, kernels) / wall,
+        # One of them is the window's own, at its end.
+        syncs_per_step=max(0, syncs - 1) / num_steps, num_steps=num_steps,
+    )  # fmt: skip
