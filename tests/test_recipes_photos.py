@@ -6,11 +6,9 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
@@ -39,13 +37,6 @@ FEW: dict[str, Any] = {
     "log_with": None,
     "weights": "none",
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_pictures() -> Iterator[None]:
-    """Pictures of the confusion are test_train.py's: here they would take half of the time."""
-    with mock.patch("fastload.train.draw_confusion"):
-        yield
 
 
 @pytest.fixture(scope="module")
