@@ -105,16 +105,18 @@ def train(s: Settings) -> tuple[fastload.Trainer, TrainResult, str]:
     phases = [Phase(name="all", epochs=s.epochs, lr=s.lr)]
     head_epochs = s.epochs * (s.weights != "none") if s.head_epochs is None else s.head_epochs
     if head_epochs:
-        head = list(network.state_dict())[-1].rpartition(".")[
-            0
-        ]  # the layer that was made last: fc, head.fc, classifier
-        phases.insert(0, Phase(name="head", epochs=head_epochs, lr=s.head_lr, trainable=(f"{head}.",)))
+        phases.insert(0, Phase(name="head", epochs=head_epochs, lr=s.head_lr, trainable=head_of(network)))
     info = {
         "model": s.model, "weights": origin, "augment": s.augment, "size": s.size,
         "crop": s.size if s.augment == "strong" else crop,
         "mean": MEAN, "std": STD, "batch_size": s.batch_size, "images": train.manifest.settings
     }  # fmt: skip
     return trainer, trainer.fit(network, train_loader, valid_loader, phases=tuple(phases), info=info), origin
+
+
+def head_of(network: torch.nn.Module) -> tuple[str, ...]:
+    """Return how the names of the head's parameters begin: the layer made last, called fc, head.fc or classifier."""
+    return (list(network.state_dict())[-1].rpartition(".")[0] + ".",)
 
 
 def transforms(name: str, size: int, crop: int) -> list[fastload.Augment]:

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 import torchvision.transforms.v2 as T
 import tyro
+from resnet_flowers import head_of
 
 import fastload
 from fastload import settings
@@ -68,9 +69,8 @@ def main(s: Settings) -> None:
     train_loader = fastload.Loader(train, s.batch_size, augment=augment, seed=s.seed)
     valid_loader = fastload.Loader(valid, s.batch_size, augment=plain, shuffle=False)
 
-    head = list(network.state_dict())[-1].rpartition(".")[0]  # the layer that was made last: fc, head.fc
     phase = Phase(
-        name="head" if s.frozen else "all", epochs=s.epochs, lr=s.lr, trainable=(f"{head}.",) if s.frozen else None
+        name="head" if s.frozen else "all", epochs=s.epochs, lr=s.lr, trainable=head_of(network) if s.frozen else None
     )
     info = {
         "model": s.model, "weights": origin, "size": s.size, "crop": s.crop, "mean": MEAN, "std": STD,

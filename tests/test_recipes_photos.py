@@ -16,6 +16,7 @@ from PIL import Image
 
 from fastload import Loader, TrainConfig, Trainer, convert, open_dataset, settings
 from fastload.errors import CheckpointError, ConfigError
+from fastload.weights import build
 from tests.conftest import ROOT, write_folder, write_image
 
 sys.path.insert(0, str(ROOT / "recipes"))
@@ -66,6 +67,19 @@ def result_of(output: Path) -> dict[str, Any]:
 
 
 # --- resnet_flowers ---
+
+
+@pytest.mark.parametrize(
+    ("model", "head"),
+    [("resnet18", "fc."), ("vgg16.tv_in1k", "head.fc."), ("densenet121", "classifier."), ("inception_v3", "fc."),
+     ("alexnet", "classifier.6."), ("squeezenet1_1", "classifier.1.")],
+)  # fmt: skip
+def test_the_head_of_the_notes_networks_is_found(model: str, head: str) -> None:
+    with torch.device("meta"):  # shapes without memory
+        network, _ = build(model, 5, "none")
+    (found,) = resnet_flowers.head_of(network)
+    assert found == head
+    assert {len(p) for name, p in network.named_parameters() if name.startswith(head)} == {5}
 
 
 @pytest.mark.parametrize("augment", ["notes", "strong", "flip", "none"])
