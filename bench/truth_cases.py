@@ -152,7 +152,9 @@ CASES = (
     ),
     Case(
         name="loader and step on one core", expected="interference",
-        setting=made(count=240, decode=False, augment_seconds=0.008, step_seconds=0.05, spinning=True, cores=1, workers=1),
+        setting=made(
+            count=240, decode=False, augment_seconds=0.008, step_seconds=0.05, spinning=True, cores=1, workers=1
+        ),
     ),
     Case(
         name="balanced", expected="balanced",
