@@ -18,7 +18,7 @@ def test_gpu_util_measures_both_ways(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "insects")
     done = launch(
         "bench", "gpu-util", folder, "--size", 32, "--batch-size", 3, "--steps", 21, "--workers", 1, "--device", "cpu",
-        "--assume-gpu-rate", 3, "--json", tmp_path / "out.json",
+        "--assume-gpu-rate", 3, "--model", "test_resnet", "--json", tmp_path / "out.json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "out.json").read_text())
