@@ -1,4 +1,4 @@
-"""The command line: bench gpu-util, compare, loader, memory, growth, convert, augment, truth, figures."""
+"""The command line: bench gpu-util, compare, training, loader, memory, growth, convert, augment, truth, figures."""
 
 from __future__ import annotations
 
@@ -284,6 +284,33 @@ def augment(
     from bench.augment import measure, say
 
     say(measure(store=store, size=size, batch_size=batch_size, rounds=rounds, device=device), json)
+
+
+@app.command()
+def training(
+    folder: Annotated[Path, typer.Argument(help="An image folder: class folders.", show_default=False)],
+    model: Annotated[str, typer.Option(help="A timm model, or quick: a small one for 32 pixels.")] = "resnet18",
+    size: Annotated[int, typer.Option(help="Side of the images, in pixels.")] = 64,
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 12,
+    seeds: Annotated[int, typer.Option(help="Trainings of each, with seeds from 0.")] = 3,
+    workers: Annotated[int, typer.Option(help="DataLoader's worker processes.")] = 2,
+    lr: Annotated[float, typer.Option(help="Adam's learning rate.")] = 1e-3,
+    crop: Annotated[
+        Literal["padded", "resized"], typer.Option(help="RandomCrop with padding, or RandomResizedCrop.")
+    ] = "padded",
+    precision: Annotated[Literal["no", "bf16"], typer.Option(help="no or bf16.")] = "no",
+    json: Json = None,
+) -> None:
+    """Train by the usual loop of ImageFolder-like files and DataLoader, and as a recipe: seconds and accuracy.
+
+    Same network, images, transforms, optimizer and steps; seed by seed, in turn.
+    """
+    from bench.training import Options, measure, say
+
+    options = Options(model=model, size=size, batch_size=batch_size, epochs=epochs, seeds=seeds, workers=workers, lr=lr,
+                      crop=crop, precision=precision)  # fmt: skip
+    say(measure(folder, options), json)
 
 
 @app.command()

@@ -145,6 +145,23 @@ def _growth(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _training(result: dict[str, Any]) -> str:
+    lines = ["| | validation accuracy, mean (lowest to highest) | seconds |", "|---|---:|---:|"]
+    for name, spread in result["accuracy"].items():
+        lines.append(
+            f"| {name} | {spread['mean']:.1%} ({spread['lowest']:.1%} to {spread['highest']:.1%}) | "
+            f"{result['seconds'][name]:,.0f} |"
+        )
+    settings, runs = result["settings"], len(result["runs"]["recipe"])
+    seeds = f"{runs} seeds" if runs > 1 else "one seed"
+    told = (
+        f"{settings['model']}, {settings['epochs']} epochs of {result['data']['train']:,} images at "
+        f"{settings['size']} px, {seeds}: the recipe is {result['times_faster']:.2f} times as fast; converting took "
+        f"{result['convert_seconds']:.0f} s, once."
+    )
+    return "\n".join([*lines, "", told])
+
+
 _RENDER: dict[str, Callable[[dict[str, Any]], str]] = {
     "fastload-train": _train,
     "fastload-bench-loader": _loader,
@@ -153,4 +170,5 @@ _RENDER: dict[str, Callable[[dict[str, Any]], str]] = {
     "fastload-bench-convert": _convert,
     "fastload-bench-augment": _augment,
     "fastload-gpu-util": _gpu_util,
+    "fastload-bench-training": _training,
 }

@@ -84,6 +84,8 @@ def measure(folder: Path, options: Options) -> dict[str, Any]:
         dataset = _converted(folder, Path(scratch) / "bench.fastload", options.size)
         convert_seconds = time.perf_counter() - begin
         files = _files(folder, dataset)
+        if not files["valid"]:
+            raise ConfigError(f"{printable(folder)} has too few images to leave a tenth out; add a folder valid/.")
         runs: dict[str, list[dict[str, float]]] = {"usual loop": [], "recipe": []}
         for seed in range(options.seeds):
             for name, train in (("usual loop", _usual_loop), ("recipe", _recipe)):

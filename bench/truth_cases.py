@@ -152,11 +152,13 @@ CASES = (
     ),
     Case(
         name="loader and step on one core", expected="interference",
-        setting=made(decode=False, augment_seconds=0.002, step_seconds=0.016, spinning=True, cores=1, workers=1),
+        setting=made(
+            count=240, decode=False, augment_seconds=0.008, step_seconds=0.05, spinning=True, cores=1, workers=1
+        ),
     ),
     Case(
         name="balanced", expected="balanced",
-        setting=made(decode=False, augment_seconds=0.0005, step_seconds=0.02),
+        setting=made(decode=False, augment_seconds=0.0005, step_seconds=0.06, count=240),
     ),
 )  # fmt: skip
 

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from fastload.devices import parse_device
 from fastload.errors import ConfigError, printable
-from fastload.profiling import ranks
+from fastload.profiling import ranks, terminal
 from fastload.profiling.actions import MEASURED, ROOM, UPPER_BOUND, Advice, advise
 from fastload.profiling.busy import NUM_STEPS as WINDOW_STEPS
 from fastload.profiling.busy import Busy, BusyWindow
@@ -153,7 +153,8 @@ class Profile(Generic[Batch]):
         self._line.clear()
         self._safely(self._finish, complete and self._replay, complete)
         if self._failures and not self._quiet:
-            self._say([f"The profiler itself failed, and the loop went on without it: {self._failures[0]}"])
+            failed = f"The profiler itself failed, and the loop went on without it: {self._failures[0]}"
+            self._say(lambda console: console.print(failed, markup=False, highlight=False))
         self._cached.clear()
 
     def _see(self, batch: Batch) -> None:
@@ -242,7 +243,7 @@ class Profile(Generic[Batch]):
             self.report = report if self._rank == 0 else None
         if self.report is not None:
             if not self._quiet:
-                self._say(summary(self.report))
+                self._say(lambda console: terminal.say(self.report or {}, console))
             if self._json is not None:
                 write_json(self._json, self.report)
 
@@ -309,12 +310,10 @@ class Profile(Generic[Batch]):
         except Exception as failure:  # the user's loop goes on whatever happens in here
             self._failures.append(f"{type(failure).__name__}: {printable(failure)}")
 
-    def _say(self, lines: list[str]) -> None:
+    def _say(self, say: Callable[[Console], object]) -> None:
         # At the very end of a program standard error may be gone.
         with suppress(OSError, ValueError):
-            console = Console(stderr=True, soft_wrap=True)
-            for line in lines:
-                console.print(line, markup=False, highlight=False)
+            say(Console(stderr=True, soft_wrap=True))
 
 
 def profile(loader: Iterable[Batch], **options: Any) -> Iterator[Batch]:
@@ -339,24 +338,6 @@ def _watched(watch: Profile[Batch]) -> Iterator[Batch]:
         complete = True
     finally:
         watch.close(complete=complete)
-
-
-def summary(report: dict[str, Any]) -> list[str]:
-    """Return a report in a few lines: speed, verdict, cause, and what to do."""
-    chief = max(report["loops"], key=lambda loop: loop["wait"]["share"] or 0)
-    real = chief["throughput"]["x_real"]
-    speed = "" if real is None else f"{real['value']:,.0f} images/s over {chief['steps']['count']:,} steps. "
-    lines = [f"{speed}{report['verdict']['word']}: {report['verdict']['why']}"]
-    if len(report["loops"]) > 1:
-        lines += ranks.table(report)
-    if report["cause"] is not None:
-        lines.append(f"{report['cause']['why']} ({'; '.join(report['cause']['evidence'])})")
-    for action in report["actions"][:2]:
-        gain = "" if action["gain"] is None else f" ({action['gain']:.2f} times the images/s, {action['basis']})"
-        lines.append(f"{action['text']}{gain}")
-        if action["command"] is not None:
-            lines.append(f"  {printable(action['command'])}")
-    return lines
 
 
 def _shape(batch: Any) -> tuple[int, ...] | None:

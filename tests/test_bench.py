@@ -1,11 +1,13 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bench.figures import update
 from bench.peers import find_pair, training_folder
+from bench.training import Options, measure
 from fastload.errors import FastloadError
 from tests.conftest import ROOT, launch, write_folder
 from tests.reports_help import check_report
@@ -16,7 +18,7 @@ def test_gpu_util_measures_both_ways(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "insects")
     done = launch(
         "bench", "gpu-util", folder, "--size", 32, "--batch-size", 3, "--steps", 21, "--workers", 1, "--device", "cpu",
-        "--assume-gpu-rate", 3, "--json", tmp_path / "out.json",
+        "--assume-gpu-rate", 3, "--model", "test_resnet", "--json", tmp_path / "out.json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "out.json").read_text())
@@ -136,3 +138,21 @@ def test_augment_compares_the_same_work(tmp_path: Path) -> None:
         assert {"fastload", "torchvision, per batch", "torchvision, per image"} <= peers.keys()
         assert all(row["ms"] > 0 and row["core_ms"] > 0 for row in peers.values())
     assert "floor" not in result, "without a GPU there is none"
+
+
+@pytest.mark.usefixtures("no_accelerate_left")
+def test_training_trains_both_ways_on_the_same_images(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "insects")
+    options = Options(model="quick", size=32, batch_size=3, epochs=1, seeds=1, workers=0, lr=1e-3, crop="padded",
+                      precision="no")  # fmt: skip
+    result = measure(folder, options)
+    assert (result["data"]["train"], result["data"]["valid"]) == (13, 7)
+    for runs in result["runs"].values():
+        assert [set(run) for run in runs] == [{"accuracy", "seconds"}]
+        assert all(run["accuracy"] * 7 == pytest.approx(round(run["accuracy"] * 7), abs=1e-3) for run in runs)
+    for name, spread in result["accuracy"].items():
+        assert spread["mean"] == result["runs"][name][0]["accuracy"]
+    with pytest.raises(FastloadError, match="too few images"):
+        measure(write_folder(tmp_path / "few", splits=False), options)
+    with pytest.raises(FastloadError, match="not known to timm"):
+        replace(options, model="no_such")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from fastload.files import write_text
-from fastload.profiling.report import rounded
 
 WAIT_SECONDS = 5.0
 
@@ -63,16 +62,6 @@ def gather(report: dict[str, Any], rank: int, world_size: int, name: str) -> dic
                 file.unlink()
         time.sleep(0.02)
     return merge([found[key] for key in sorted(found)])
-
-
-def table(report: dict[str, Any]) -> list[str]:
-    """Return a line for each loop: rank, images/s, data wait."""
-    lines = []
-    for loop in report["loops"]:
-        real, share = loop["throughput"]["x_real"], rounded(loop["wait"]["share"], 3)
-        speed = "images/s not measured" if real is None else f"{real['value']:,.0f} images/s"
-        lines.append(f"rank {loop['rank']}: {speed}, data wait {'not measured' if share is None else f'{share:.1%}'}")
-    return lines
 
 
 def _wait_share(report: dict[str, Any]) -> float:
