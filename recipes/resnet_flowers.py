@@ -5,7 +5,7 @@ python recipes/resnet_flowers.py flower_data.fastload --size 96
 python recipes/resnet_flowers.py flower_data.fastload --sweep
 python recipes/resnet_flowers.py flowers5.fastload --config recipes/flowers_scratch.yaml    # without any weights
 
-Not measured yet, except as what transfer_ants_bees.py starts from; the tests run it for two steps.
+Not measured yet beyond the two epochs that transfer_ants_bees.py starts from; the tests run it for two steps.
 """
 
 from __future__ import annotations

@@ -8,7 +8,10 @@ python recipes/transfer_ants_bees.py hymenoptera.fastload --weights runs/resnet_
 The notes keep these photographs in three ways: class folders; ants_image/ with a text file for each in ants_label/;
 a list of paths and labels. `fastload convert` makes the same dataset of all three.
 
-MEASURED
+Measured at 64 px (--model resnet18 --size 72 --crop 64 --epochs 15 --lr 5e-3) on the 153 photographs of val, after the
+last epoch: from scratch 60.8% (best epoch 66.7%); from a ResNet-18 that had seen flowers5 for two epochs (50.7% there)
+64.7% (best epoch 66.0%): one run each, six photographs apart, the larger class is 54.2%. No ImageNet weights were at
+hand. 2 cores of AMD EPYC; seconds tell nothing, as the runs were paused for others; torch 2.11.0, timm 1.0.31.
 """
 
 from __future__ import annotations
