@@ -49,7 +49,7 @@ def _train(result: dict[str, Any]) -> str:
     best, config, data = result["best"], result["config"], result["data"]
     return (
         f"{result['model']} from scratch on {data['name']} ({data['train']:,} training images stored at "
-        f"{data['image'][0]} px, trained at {result['size']} px, {result['precision']}): **{best['accuracy']:.1%}** "
+        f"{data['image'][0]} px, trained at {result.get('crop', result['size'])} px, {result['precision']}): **{best['accuracy']:.1%}** "
         f"validation accuracy after epoch {best['epoch'] + 1} of {config['epochs']}, "
         f"**{result['seconds'] / 60:.1f} minutes** in all, data wait {result['data_wait']:.1%}."
     )
