@@ -94,9 +94,7 @@ def _labels_name(root: Place, images: str, names: list[str]) -> str:
     for name in (plain, f"{plain}.gz"):
         if name in names:
             return name
-    raise SourceError(
-        f"{printable(root / images)} has no labels beside it; add {printable(plain)}, or the same as .gz."
-    )
+    raise SourceError(f"{printable(root / images)} has no labels beside it; add {printable(plain)} (or .gz).")
 
 
 def _read(root: Place, name: str, *, num_axes: int) -> npt.NDArray[np.uint8]:
