@@ -17,13 +17,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean, pstdev
 from typing import Literal
 
 import torch
 import torchvision.transforms.v2 as T
 import tyro
 from models import Affine
+from several import tell
 from torch import nn
 
 import fastload
@@ -70,19 +70,16 @@ def main(s: Settings) -> None:
         if train.sample_shape != (SIZE, SIZE, 3):
             raise ConfigError(f"{s.dataset} holds images of {train.sample}; convert colour images with --size {SIZE}.")
         end = [T.ToImage(), T.ToDtype(torch.float32, scale=True), T.Normalize(train.mean, train.std)]
-        moves = [T.RandomCrop(SIZE, padding=2, padding_mode="reflect"), AlternatingFlip()]
         hidden = [Cutout(s.cutout, value=tuple(255 * m for m in train.mean))] if s.cutout else []
-        train_loader = fastload.Loader(
-            train, s.batch_size, augment=fastload.Augment([*moves, *hidden, *end]), seed=s.seed + run
-        )
+        moves = [T.RandomCrop(SIZE, padding=2, padding_mode="reflect"), AlternatingFlip(), *hidden]
+        augment = fastload.Augment([*moves, *end])
+        train_loader = fastload.Loader(train, s.batch_size, augment=augment, seed=s.seed + run)
         test_loader = fastload.Loader(test, 2 * s.batch_size, augment=fastload.Augment(end), shuffle=False)
         network = make_network(s.width, len(train.classes), whitening(train, fastload.Augment(end)))
         results.append(trainer.fit(network, train_loader, test_loader, info={"model": f"speed {s.width}"}))
     if trainer.is_main:
-        accuracies, seconds = [r.epochs[-1].accuracy or 0.0 for r in results], [r.seconds for r in results]
-        print(
-            f"{s.runs} runs: accuracy {mean(accuracies):.2%} (deviation {pstdev(accuracies):.2%}), {mean(seconds):.1f} s"
-        )
+        each = sum(r.seconds for r in results) / s.runs
+        tell(results, s, train, what=f"mean of {s.runs} runs of {each:.1f} s")
 
 
 class Whitening(nn.Module):

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean, pstdev
 from typing import Literal
 
 import torch
 import tyro
 from models import mlp
+from several import tell
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -61,7 +61,7 @@ def main(s: Settings) -> None:
     features, labels = torch.cat(dataset.shards), dataset.labels
     # Conversion has put the rows in a random order, so every n-th row is a fair share.
     fold_of = torch.arange(len(labels)) % s.folds
-    accuracies = []
+    results = []
     for fold in range(s.folds):
         trainer = fastload.Trainer(replace(s, output=s.output / f"fold-{fold + 1}"))
         known = fold_of != fold
@@ -73,15 +73,11 @@ def main(s: Settings) -> None:
         activation = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU}[s.activation]
         widths = (features.shape[1], *s.hidden, 1)
         info = {"model": f"mlp {'-'.join(map(str, widths))} {s.activation}", "fold": fold + 1}
-        result = trainer.fit(mlp(*widths, activation=activation), train_loader, valid_loader, info=info)
-        accuracies.append(result.epochs[-1].accuracy or 0.0)
+        results.append(trainer.fit(mlp(*widths, activation=activation), train_loader, valid_loader, info=info))
     if trainer.is_main:
-        most = max(labels.float().mean().item(), 1 - labels.float().mean().item())
-        print(
-            f"accuracy {mean(accuracies):.1%} in {s.folds}-fold cross-validation "
-            f"({', '.join(f'{a:.1%}' for a in accuracies)}; deviation {pstdev(accuracies):.1%}); "
-            f"always saying the more frequent class: {most:.1%}"
-        )
+        share = labels.float().mean().item()
+        beside = f"always the more frequent class {max(share, 1 - share):.1%}"
+        tell(results, s, dataset, what=f"{s.folds}-fold cross-validation", beside=beside)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ class Affine(nn.Module):
 
 
 def mlp(*widths: int, activation: Activation = nn.ReLU, dropout: float = 0.0) -> nn.Sequential:
-    """Return layers of these widths, inputs and outputs included: mlp(784, 128, 10) has one hidden layer."""
+    """Return linear layers of these widths, inputs and outputs included: (784, 128, 10) has one hidden layer."""
     layers: list[nn.Module] = [nn.Flatten()]
     for inputs, outputs in pairwise(widths[:-1]):
         layers += [nn.Linear(inputs, outputs), activation(), *([nn.Dropout(dropout)] if dropout else [])]
