@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from fastload.cli import exit_with
+from fastload.errors import exit_with
 
 app = typer.Typer(
     no_args_is_help=True,

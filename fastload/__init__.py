@@ -20,7 +20,7 @@ _PUBLIC = {
     "Augment": "fastload.augment",
     "FastloadError": "fastload.errors",
     "Loader": "fastload.loader",
-    "TrainConfig": "fastload.train",
+    "TrainConfig": "fastload.config",
     "Trainer": "fastload.train",
     "convert": "fastload.conversion",
     "open_dataset": "fastload.formats",
@@ -34,12 +34,13 @@ __all__ = [  # noqa: RUF022 - in the order in which one meets them
 
 if TYPE_CHECKING:
     from fastload.augment import Augment
+    from fastload.config import TrainConfig
     from fastload.conversion import convert
     from fastload.errors import FastloadError
     from fastload.formats import open_dataset
     from fastload.loader import Loader
     from fastload.profiling import profile
-    from fastload.train import TrainConfig, Trainer
+    from fastload.train import Trainer
 
 
 def __getattr__(name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fastload.errors import CheckpointError, printable
+from fastload.files import sync, write_text
+
+Convert = Callable[[dict[str, torch.Tensor], torch.nn.Module], dict[str, torch.Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,26 +33,65 @@ def save_checkpoint(file: Path, model: torch.nn.Module, info: dict[str, Any]) ->
     Raises:
         CheckpointError: the disk is full or the folder cannot be written.
     """
+    write_tensors(file, model.state_dict())
+    write_info(file.with_suffix(".json"), info)
+
+
+def write_info(file: Path, info: dict[str, Any]) -> None:
+    """Write what a checkpoint says of itself as JSON, whole or not at all.
+
+    Raises:
+        CheckpointError: the disk is full or the folder cannot be written.
+    """
+    try:
+        write_text(file, json.dumps(info, indent=1) + "\n")
+    except OSError as e:
+        raise _unwritten(file, e) from e
+
+
+def read_info(file: str | Path) -> dict[str, Any]:
+    """Return what the checkpoint `file` says of itself: settings, classes and the figures of its epoch.
+
+    Raises:
+        CheckpointError: there is no JSON beside it, or it is damaged.
+    """
+    beside = Path(file).with_suffix(".json")
+    try:
+        info = json.loads(beside.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise CheckpointError(
+            f"{printable(beside)} cannot be read ({type(e).__name__}); it lies beside a checkpoint that fastload wrote."
+        ) from e
+    if not isinstance(info, dict):
+        raise CheckpointError(f"{printable(beside)} does not describe a checkpoint; pass one that fastload wrote.")
+    return info
+
+
+def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors to `file` (.safetensors), flushed, whole or not at all.
+
+    Raises:
+        CheckpointError: the disk is full or the folder cannot be written.
+    """
     # Cloned: safetensors refuses tensors that share memory, and tied weights do.
-    state = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in model.state_dict().items()}
-    beside = file.with_suffix(".json")
-    weights_tmp, info_tmp = (f.with_name(f".{f.name}.tmp") for f in (file, beside))
+    state = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
+    temporary = file.with_name(f".{file.name}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        info_tmp.touch()
-        mode = info_tmp.stat().st_mode
-        save_file(state, weights_tmp)
-        weights_tmp.chmod(mode)
-        info_tmp.write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
-        weights_tmp.replace(file)
-        info_tmp.replace(beside)
+        temporary.touch()
+        mode = temporary.stat().st_mode  # safetensors writes for the owner alone
+        save_file(state, temporary, metadata)
+        temporary.chmod(mode)
+        sync(temporary)
+        temporary.replace(file)
     except (OSError, SafetensorError) as e:
-        for temporary in (weights_tmp, info_tmp):
-            with suppress(OSError):
-                temporary.unlink()
-        raise CheckpointError(
-            f"{printable(file)} cannot be written ({printable(e)}); make room or pass --output."
-        ) from e
+        with suppress(OSError):
+            temporary.unlink()
+        raise _unwritten(file, e) from e
+
+
+def _unwritten(file: Path, e: Exception) -> CheckpointError:
+    return CheckpointError(f"{printable(file)} cannot be written ({printable(e)}); make room or pass --output.")
 
 
 def load_weights(file: str | Path) -> dict[str, torch.Tensor]:
@@ -75,13 +118,19 @@ def load_weights(file: str | Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def load_matching(model: torch.nn.Module, file: str | Path) -> Matched:
+def load_matching(model: torch.nn.Module, file: str | Path, *, convert: Convert | None = None) -> Matched:
     """Load from `file` what fits `model` by name and shape; a changed head is normal and stays as it is.
+
+    Args:
+        model: what to load into.
+        file: as of `load_weights`.
+        convert: turns a state dict into one for this model, as timm's own do.
 
     Raises:
         CheckpointError: as `load_weights`, or less than half of the model's weights fit.
     """
     given, own = load_weights(file), model.state_dict()
+    given = given if convert is None else convert(given, model)
     fitting = {name: t for name, t in given.items() if name in own and own[name].shape == t.shape}
     num_loaded, num_own = (sum(t.numel() for t in tensors) for tensors in (fitting.values(), own.values()))
     if 2 * num_loaded < num_own:

@@ -1,4 +1,4 @@
-"""The command line: fastload convert | merge | info | verify | show | doctor."""
+"""The command line: fastload convert | merge | info | verify | show | weights | doctor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fastload.errors import ConfigError, FastloadError, printable
+from fastload.errors import ConfigError, exit_with, printable
 
 if TYPE_CHECKING:
     from fastload.places import Place
@@ -42,15 +42,6 @@ def run(command: Callable[..., Any]) -> None:
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     single.command()(command)
     exit_with(single)
-
-
-def exit_with(program: Callable[[], Any]) -> None:
-    """Call `program`, turning a FastloadError into one sentence on standard error and exit code 2."""
-    try:
-        program()
-    except FastloadError as e:
-        print(f"{type(e).__name__}: {e}", file=sys.stderr)
-        sys.exit(2)
 
 
 @app.command()
@@ -386,6 +377,17 @@ def show(
     except OSError as e:
         raise ConfigError(f"--out {printable(out)} cannot be written ({e.strerror}); pass another path.") from e
     print(f"wrote {printable(out)}")
+
+
+@app.command()
+def weights(
+    name: Annotated[str, typer.Argument(help="A model of timm or torchvision: resnet18.tv_in1k.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The .safetensors to write.", show_default=False)],
+) -> None:
+    """Find or fetch a model's published weights, as one file for a machine without a network."""
+    from fastload.weights import export
+
+    print(f"wrote {printable(out)}: {printable(export(name, out).origin)}")
 
 
 @app.command()

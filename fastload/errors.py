@@ -15,6 +15,9 @@ Users catch FastloadError. Every message says what was wrong, what was found and
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+
 
 class FastloadError(Exception):
     """The root: everything fastload raises on purpose."""
@@ -72,3 +75,12 @@ def printable(text: object) -> str:
     sequences or bytes that are not UTF-8.
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+
+
+def exit_with(program: Callable[[], object]) -> None:
+    """Call `program`, turning a FastloadError into one sentence on standard error and exit code 2."""
+    try:
+        program()
+    except FastloadError as e:
+        print(f"{type(e).__name__}: {e}", file=sys.stderr)
+        sys.exit(2)

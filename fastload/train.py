@@ -3,138 +3,36 @@
 from __future__ import annotations
 
 import math
+import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, set_seed
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from torch.utils.tensorboard import SummaryWriter
+from accelerate.utils import broadcast, broadcast_object_list, set_seed
 
 from fastload.checkpoint import save_checkpoint
+from fastload.config import TrainConfig
 from fastload.devices import parse_device
-from fastload.errors import ConfigError, TrainError
+from fastload.errors import ConfigError, TrainError, printable
+from fastload.evaluation import Evaluation, Totals, draw_confusion, loss_of, sums_on, write_confusion
 from fastload.loader import Loader
-from fastload.profiling import WaitMeter, judge
-from fastload.profiling.report import command, environment, rounded, write_json
-from fastload.records import UNLABELLED
-
-Optimizer = Literal["adamw", "adam", "sgd"]
-Schedule = Literal["cosine", "step", "constant"]
-Precision = Literal["no", "bf16", "fp16"]
-Monitor = Literal["accuracy", "loss"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How to train. Every field is checked when the config is made; a wrong one is a ConfigError.
-
-    Attributes:
-        epochs: passes over the training split.
-        optimizer, lr, weight_decay, momentum: momentum is SGD's (Nesterov).
-        schedule: `cosine` to 0 per step, `step` times `gamma` every `step_epochs`, or `constant`.
-        warmup_epochs: linear from 0 at the start; fractions are fine.
-        label_smoothing: of the cross entropy.
-        clip_grad_norm: largest norm of all gradients together; None does not clip.
-        mixed_precision: `no`, `bf16`, `fp16`; None takes what `accelerate launch` was told.
-        channels_last: memory format of the model.
-        monitor: what makes an epoch the best one, on the validation split.
-        patience: stop after so many epochs without a new best one; None never stops early.
-        max_steps: end each epoch after so many steps, to try things out; None runs them all.
-        seed: of weights and, by the recipes, of order and draws.
-        output: folder of checkpoints, TensorBoard scalars and `result.json`.
-        device: `cpu`, `cuda`, `cuda:1`, `mps`; None takes the best one, or this process's under a launcher.
-    """
-
-    epochs: int = 10
-    optimizer: Optimizer = "adamw"
-    lr: float = 1e-3
-    weight_decay: float = 0.05
-    momentum: float = 0.9
-    schedule: Schedule = "cosine"
-    step_epochs: int = 10
-    gamma: float = 0.1
-    warmup_epochs: float = 0.0
-    label_smoothing: float = 0.0
-    clip_grad_norm: float | None = None
-    mixed_precision: Precision | None = None
-    channels_last: bool = True
-    monitor: Monitor = "accuracy"
-    patience: int | None = None
-    max_steps: int | None = None
-    seed: int = 0
-    output: Path = Path("runs/train")
-    device: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "step_epochs", "patience", "max_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name}={value}: at least 1 is needed.")
-        for name in ("lr", "gamma", "clip_grad_norm"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ConfigError(f"{name}={value:g}: a number above 0 is needed.")
-        for name in ("weight_decay", "momentum", "warmup_epochs", "label_smoothing"):
-            limit = 1 if name in ("momentum", "label_smoothing") else math.inf
-            if not 0 <= getattr(self, name) < limit:
-                raise ConfigError(f"{name}={getattr(self, name):g}: a number from 0 to below {limit:g} is needed.")
-        choices = {"optimizer": Optimizer, "schedule": Schedule, "monitor": Monitor}
-        for name, choice in choices.items():
-            if getattr(self, name) not in get_args(choice):
-                raise ConfigError(f"{name}={getattr(self, name)!r}: not one of {', '.join(get_args(choice))}.")
-        if self.mixed_precision not in (None, *get_args(Precision)):
-            raise ConfigError(f"mixed_precision={self.mixed_precision!r}: not one of {', '.join(get_args(Precision))}.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Epoch:
-    """One epoch's figures. `valid_*` are None without a validation split; shares are of wall time."""
-
-    epoch: int
-    lr: float
-    train_loss: float
-    valid_loss: float | None
-    accuracy: float | None
-    seconds: float
-    images_per_second: float | None
-    data_wait: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """What `fit` came to; the same as `result.json` in `output`."""
-
-    output: Path
-    seconds: float
-    best: Epoch
-    epochs: tuple[Epoch, ...]
-    data_wait: float | None
-    verdict: str
-
-
-@dataclass
-class _Run:
-    """What one `fit` works on."""
-
-    model: torch.nn.Module
-    optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler
-    train: Loader
-    valid: Loader | None
-    meter: WaitMeter
-    steps_per_epoch: int
-    epochs: list[Epoch] = field(default_factory=list)
+from fastload.optim import train_mode
+from fastload.phases import Phase, Run
+from fastload.profiling import judge
+from fastload.profiling.report import write_json
+from fastload.results import Epoch, TrainResult, names_of, report, shown_settings
+from fastload.resuming import STATE_NAME, read_state, restore_generators, settings_of
+from fastload.settings import save
+from fastload.tracking import Bar, check_tracker, tracing
 
 
 class Trainer:
-    """Trains one classifier. Make it first: loaders made afterwards know their rank and device from it.
+    """Trains one model. Make it first: loaders made afterwards know their rank and device from it.
 
     Args:
         config: how to train.
@@ -144,155 +42,202 @@ class Trainer:
         is_main: whether this process is the one that prints and writes.
 
     Raises:
-        ConfigError: the device is not there.
+        ConfigError: the device or the tracker is not there.
     """
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
+        check_tracker(config.log_with)
         device = parse_device(config.device)
         if config.device is not None and device.type == "cuda":
             torch.cuda.set_device(device)
+        _set_switches(config, device)
         # Said also where there is nothing else: only then does Accelerate let several CPU processes train together.
-        self.accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=config.mixed_precision)
+        self.accelerator = Accelerator(
+            cpu=device.type == "cpu", mixed_precision=config.mixed_precision, log_with=config.log_with,
+            project_dir=config.output,
+        )  # fmt: skip
         self.is_main: bool = self.accelerator.is_main_process
+        if config.sync_batchnorm and self.accelerator.num_processes > 1 and device.type == "cpu":
+            raise ConfigError("sync_batchnorm: PyTorch has it for GPUs alone; leave it out on the CPU.")
         set_seed(config.seed)  # the same weights on every rank
 
     def fit(
-        self,
-        model: torch.nn.Module,
-        train: Loader,
-        valid: Loader | None = None,
-        *,
-        info: dict[str, Any] | None = None,
-    ) -> TrainResult:
-        """Train `model`, keeping its best and its last state as checkpoints.
+        self, model: torch.nn.Module, train: Loader, valid: Loader | None = None, *,
+        phases: Sequence[Phase] | None = None, info: dict[str, Any] | None = None,
+    ) -> TrainResult:  # fmt: skip
+        """Train `model`, keeping its best and its last state as checkpoints in `output`, and print what it came to.
 
         Args:
-            model: images [B, C, S, T] -> logits [B, number of classes].
+            model: a batch of the loader -> outputs, as the config's loss takes them; left with its last weights.
             train, valid: batches; without `valid` the last epoch is the best one.
-            info: what the checkpoints should say of themselves, e.g. model name and normalization.
+            phases: one after the other; without any there is one of all the config's epochs.
+            info: what checkpoints and `result.json` should say, e.g. model name, normalization, origin of weights.
 
         Raises:
+            ConfigError: `output` cannot be made, or a phase names no parameter.
             TrainError: the loss is no longer a number.
-            CheckpointError: a checkpoint cannot be written.
+            CheckpointError: a checkpoint cannot be written, or `resume` found one of other settings.
         """
-        begin = time.perf_counter()
-        output = self._fresh_output()
-        run = self._prepare(model, train, valid)
-        about = {
-            "classes": list(train.dataset.classes),
-            "config": _plain(asdict(self.config)),
-            **(info or {}),
-        }
-        writer = SummaryWriter(str(output)) if self.is_main else None
-        best: Epoch | None = None
+        config = self.config
+        phases = list(phases or [Phase("all", config.epochs)])
+        output = self._make_output()
+        settings = settings_of(config, [[p.name, p.epochs, p.lr, p.trainable] for p in phases])
+        resumed = read_state(output / STATE_NAME, settings) if config.resume else None
+        about = {**names_of(train.dataset), "config": shown_settings(config), **(info or {})}
+        if self.is_main:
+            save(replace(config, output=output), output / "settings.yaml")
+        run = Run(self.accelerator, config, model, output, settings, resumed)
         try:
-            with self._progress() as bar:
-                for number in range(self.config.epochs):
-                    epoch = self._epoch(run, number, bar)
-                    self._say(epoch, writer)
-                    files = ["last"]
-                    if best is None or self._is_better(epoch, best):
-                        best, files = epoch, ["last", "best"]
-                    if self.is_main:
-                        unwrapped = self.accelerator.unwrap_model(run.model)
-                        for name in files:
-                            save_checkpoint(output / f"{name}.safetensors", unwrapped, {**about, **asdict(epoch)})
-                    if self.config.patience is not None and number - best.epoch >= self.config.patience:
-                        break
+            with run.tracker.live_line() as bar:
+                while (number := run.position.phase) < len(phases):
+                    run.begin_phase(phases[number], train, valid)
+                    while run.position.phase == number:
+                        self._end_epoch(run, *self._epoch(run, bar), about)
         finally:
-            if writer is not None:
-                writer.close()
-        assert best is not None  # epochs >= 1
-        timing = run.meter.result()
+            run.tracker.close()
+            run.unwrap()
+        return self._end(run, train, about)
+
+    def evaluate(self, model: torch.nn.Module, loader: Loader) -> Evaluation:
+        """Return means over the loader's split, every sample counted once on any number of ranks.
+
+        Raises:
+            ConfigError: no sample of the split has a label.
+        """
+        totals = Totals(self.config.loss, self.accelerator.device)
+        for outputs, labels in self._outputs(model, loader):
+            totals.add(outputs[: loader.num_valid], labels[: loader.num_valid])
+        return totals.result(lambda sums: self.accelerator.reduce(sums, "sum"))
+
+    def predict(self, model: torch.nn.Module, loader: Loader) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (outputs [N, K] float32, labels) of the loader's samples in its order, on the CPU of every rank."""
+        batches = [self.accelerator.gather(batch) for batch in self._outputs(model, loader)]
+        # Padding is all at the end, of the last step in the order of ranks.
+        outputs, labels = (torch.cat(parts)[: loader.shares.num_samples].cpu() for parts in zip(*batches, strict=True))
+        return outputs, labels
+
+    @torch.no_grad()
+    def _outputs(self, model: torch.nn.Module, loader: Loader) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        model = self.accelerator.unwrap_model(model).to(self.accelerator.device).eval()
+        if self.accelerator.num_processes > 1:
+            for buffer in model.buffers():  # each rank has batch statistics of its own
+                broadcast(buffer)
+        for images, labels in loader:
+            with self.accelerator.autocast():
+                outputs = model(images)
+                if self.config.tta:
+                    outputs = (outputs + model(images.flip(-1))) / 2
+            yield outputs.float(), labels
+
+    def _epoch(self, run: Run, bar: Bar) -> tuple[Epoch, Evaluation | None]:
+        begin, position, accelerator = time.perf_counter(), run.position, self.accelerator
+        number, done, before = len(position.epochs), position.num_samples, run.meter.result()
+        if position.batch and run.resumed is not None:
+            run.train.load_state_dict(run.resumed.about["loader"])
+        else:
+            run.train.set_epoch(number)
+        bar.epoch_begins(number, run.steps, position.batch)
+        lr = run.optimizer.param_groups[0]["lr"]
+        sums = sums_on(accelerator.device, position.loss_sum, done) / accelerator.num_processes
+        train_mode(run.model)
+        with tracing(run.output, on=self.config.trace and self.is_main and number == 0) as trace:
+            for images, labels in run.meter.watch(run.train):
+                if run.resumed is not None:
+                    # Only now: a DataLoader below the loader draws a number when it begins.
+                    restore_generators(run.resumed, accelerator)
+                    run.resumed = None
+                elif number == position.batch == 0:
+                    run.tracker.first_batch(run.model, images)
+                    train_mode(run.model)
+                position.batch += 1
+                loss, has_stepped = self._batch(run, images, labels)
+                sums += torch.stack([loss * len(labels), loss.new_tensor(len(labels))]).to(sums)
+                bar.step_ends(len(labels) * accelerator.num_processes, run.meter)
+                trace.step()
+                if position.batch == run.steps:
+                    break
+                if has_stepped and self.config.save_every_steps and not position.updates % self.config.save_every_steps:
+                    position.loss_sum, position.num_samples = accelerator.reduce(sums, "sum").tolist()
+                    run.save()
+        loss_sum, count = accelerator.reduce(sums, "sum").tolist()
+        seconds, after = time.perf_counter() - begin, run.meter.result()
+        if not math.isfinite(loss_sum):
+            raise TrainError(f"the training loss is {loss_sum} in epoch {number}; use a smaller lr than {lr:g}.")
+        found = None if run.valid is None else self.evaluate(run.kept, run.valid)
+        wall = after.wall_seconds - before.wall_seconds
+        epoch = Epoch(
+            epoch=number, phase=run.phase.name, lr=lr, train_loss=loss_sum / count, seconds=seconds,
+            valid_loss=found and found.loss, accuracy=found and found.accuracy,
+            mean_absolute_error=found and found.mean_absolute_error, images_per_second=(count - done) / seconds,
+            data_wait=(after.wait_seconds - before.wait_seconds) / wall if wall > 0 else None,
+        )  # fmt: skip
+        return epoch, found
+
+    def _batch(self, run: Run, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, bool]:
+        """Add a batch's gradients, and step after `accumulate` of them; return the loss, and whether it stepped."""
+        config, accelerator, batch = self.config, self.accelerator, run.position.batch
+        first = (batch - 1) // config.accumulate * config.accumulate
+        window = min(config.accumulate, run.steps - first)  # the last one of an epoch may be smaller
+        is_last = batch == first + window
+        with nullcontext() if is_last else accelerator.no_sync(run.prepared):
+            with accelerator.autocast():
+                outputs = run.prepared(images)
+            loss = loss_of(config.loss, outputs, labels, smoothing=config.label_smoothing)
+            accelerator.backward(loss / window)
+        if is_last:
+            if config.clip_grad_norm is not None:
+                accelerator.clip_grad_norm_(run.model.parameters(), config.clip_grad_norm)
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+            if not run.optimizer.step_was_skipped:  # fp16 leaves a step out where gradients overflow
+                run.scheduler.step()
+            run.position.updates += 1
+            if run.ema is not None:
+                run.ema.update(run.model, run.position.updates)
+        return loss.detach(), is_last
+
+    def _end_epoch(self, run: Run, epoch: Epoch, found: Evaluation | None, about: dict[str, Any]) -> None:
+        """Keep what the epoch gave: figures, checkpoints, and where the run stands."""
+        position, config = run.position, self.config
+        run.tracker.epoch(epoch)
+        position.epochs.append(epoch)
+        position.batch, position.loss_sum, position.num_samples = 0, 0.0, 0.0
+        position.phase_epoch, position.since_best = position.phase_epoch + 1, position.since_best + 1
+        names = ["last"]
+        if epoch.is_better(position.best, config.monitor):
+            position.best, position.since_best = epoch, 0
+            names.append("best")
+        if position.phase_epoch == run.phase.epochs or position.since_best == config.patience:
+            position.phase, position.phase_epoch, position.since_best = position.phase + 1, 0, 0
+        if self.is_main:
+            for name in names:
+                save_checkpoint(run.output / f"{name}.safetensors", run.kept, {**about, **asdict(epoch)})
+            if "best" in names and found is not None and found.confusion is not None:
+                write_confusion(run.output, found.confusion, about["display_names"])
+        run.save()
+
+    def _end(self, run: Run, train: Loader, about: dict[str, Any]) -> TrainResult:
+        timing, best = run.meter.result(), run.position.best
+        assert best is not None  # every phase has an epoch
+        device = self.accelerator.device.type
         result = TrainResult(
-            output=output, seconds=time.perf_counter() - begin, best=best, epochs=tuple(run.epochs),
-            data_wait=timing.wait_share,
-            verdict=str(judge(timing.wait_share, timing.num_steps, self.accelerator.device.type)),
+            output=run.output, seconds=run.seconds, best=best, epochs=tuple(run.position.epochs),
+            data_wait=timing.wait_share, verdict=str(judge(timing.wait_share, timing.num_steps, device)),
         )  # fmt: skip
         if self.is_main:
-            write_json(output / "result.json", self._report(result, train, about))
+            processes, precision = self.accelerator.num_processes, self.accelerator.mixed_precision
+            setup = {"num_processes": processes, "device": device, "precision": precision}
+            write_json(run.output / "result.json", report(result, train, about, setup))
+            draw_confusion(run.output)
+        run.tracker.result(result)
         self.accelerator.wait_for_everyone()
         return result
 
-    def evaluate(self, model: torch.nn.Module, loader: Loader) -> tuple[float, float]:
-        """Return (mean loss, accuracy) over the loader's split, every sample counted once on any number of ranks."""
-        model.eval()
-        sums = torch.zeros(3, dtype=torch.float64, device=self.accelerator.device)
-        with torch.no_grad():
-            for images, labels in loader:
-                with self.accelerator.autocast():
-                    logits = model(images)
-                logits, labels = logits[: loader.num_valid].float(), labels[: loader.num_valid]
-                loss = torch.nn.functional.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="sum")
-                num_labelled = (labels != UNLABELLED).sum()
-                sums += torch.stack([loss, (logits.argmax(1) == labels).sum(), num_labelled]).double()
-        total = self.accelerator.reduce(sums, "sum").tolist()
-        if not total[2]:
-            raise ConfigError(f"{loader.dataset.split} has no labelled sample, so there is nothing to evaluate on.")
-        return total[0] / total[2], total[1] / total[2]
-
-    def _prepare(self, model: torch.nn.Module, train: Loader, valid: Loader | None) -> _Run:
-        config = self.config
-        if config.channels_last:
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        model = model.to(self.accelerator.device)
-        steps = min(len(train), config.max_steps or len(train))
-        prepared, optimizer = self.accelerator.prepare(model, make_optimizer(model, config))
-        # Left out of prepare(): Accelerate would step it once per process.
-        scheduler = make_scheduler(optimizer.optimizer, config, steps)
-        meter = WaitMeter(self.accelerator.device, num_warmup=3)
-        return _Run(model=prepared, optimizer=optimizer, scheduler=scheduler, train=train, valid=valid, meter=meter,
-                    steps_per_epoch=steps)  # fmt: skip
-
-    def _epoch(self, run: _Run, number: int, bar: _Bar) -> Epoch:
-        begin, config = time.perf_counter(), self.config
-        run.model.train()
-        run.train.set_epoch(number)
-        bar.epoch_begins(number, run.steps_per_epoch)
-        lr = run.optimizer.param_groups[0]["lr"]
-        sums = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
-        before = run.meter.result()
-        for step, (images, labels) in enumerate(run.meter.watch(run.train), start=1):
-            with self.accelerator.autocast():
-                logits = run.model(images)
-            loss = torch.nn.functional.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
-            self.accelerator.backward(loss)
-            if config.clip_grad_norm is not None:
-                self.accelerator.clip_grad_norm_(run.model.parameters(), config.clip_grad_norm)
-            run.optimizer.step()
-            run.optimizer.zero_grad()
-            run.scheduler.step()
-            sums += torch.stack([loss.detach() * len(labels), loss.new_tensor(len(labels))]).double()
-            bar.step_ends(len(labels) * self.accelerator.num_processes, run.meter)
-            if step == run.steps_per_epoch:
-                break
-        seconds = time.perf_counter() - begin
-        loss_sum, count = self.accelerator.reduce(sums, "sum").tolist()
-        if not math.isfinite(loss_sum):
-            raise TrainError(f"the training loss is {loss_sum} in epoch {number}; use a smaller lr than {config.lr:g}.")
-        valid_loss, accuracy = self.evaluate(run.model, run.valid) if run.valid is not None else (None, None)
-        after = run.meter.result()
-        wall = after.wall_seconds - before.wall_seconds
-        epoch = Epoch(
-            epoch=number, lr=lr, train_loss=loss_sum / count, valid_loss=valid_loss, accuracy=accuracy, seconds=seconds,
-            images_per_second=count / seconds,
-            data_wait=(after.wait_seconds - before.wait_seconds) / wall if wall > 0 else None,
-        )  # fmt: skip
-        run.epochs.append(epoch)
-        return epoch
-
-    def _is_better(self, epoch: Epoch, best: Epoch) -> bool:
-        if epoch.accuracy is None or best.accuracy is None or epoch.valid_loss is None or best.valid_loss is None:
-            return True
-        if self.config.monitor == "loss":
-            return epoch.valid_loss < best.valid_loss
-        return epoch.accuracy > best.accuracy
-
-    def _fresh_output(self) -> Path:
-        """Return a folder without results of an earlier run, the same on every rank."""
+    def _make_output(self) -> Path:
+        """Return the run's folder, the same on every rank: without `resume`, one without results of an earlier run."""
         output, number = self.config.output, 1
-        while self.is_main and output.exists() and any(output.iterdir()):
+        while self.is_main and not self.config.resume and output.exists() and any(output.iterdir()):
             number += 1
             output = self.config.output.with_name(f"{self.config.output.name}-{number}")
         chosen = [str(output)]
@@ -301,103 +246,19 @@ class Trainer:
         try:
             output.mkdir(parents=True, exist_ok=True)
         except OSError as e:
-            raise ConfigError(f"{output} cannot be made ({e.strerror}); pass another --output.") from e
+            raise ConfigError(f"{printable(output)} cannot be made ({e.strerror}); pass another --output.") from e
         return output
 
-    def _say(self, epoch: Epoch, writer: SummaryWriter | None) -> None:
-        if writer is None:
-            return
-        for name, value in asdict(epoch).items():
-            if name != "epoch" and value is not None:
-                writer.add_scalar(name, value, epoch.epoch)
-        valid = "" if epoch.accuracy is None else f"valid loss {epoch.valid_loss:.4f}  accuracy {epoch.accuracy:.2%}  "
-        wait = "" if epoch.data_wait is None else f"data wait {epoch.data_wait:.1%}"
-        self._console().print(
-            f"epoch {epoch.epoch:3d}  train loss {epoch.train_loss:.4f}  {valid}{epoch.seconds:.1f} s  "
-            f"{epoch.images_per_second:,.0f} images/s  {wait}", highlight=False,
-        )  # fmt: skip
 
-    def _report(self, result: TrainResult, train: Loader, about: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "schema": "fastload-train", "version": 1, "command": command(), **environment(),
-            "num_processes": self.accelerator.num_processes, "device": self.accelerator.device.type,
-            "precision": self.accelerator.mixed_precision,
-            "data": {
-                "name": train.dataset.source_name, "digest": train.dataset.digest,
-                "image": list(train.dataset.sample_shape), "train": len(train.dataset),
-                "placement": train.placement.kind,
-            },
-            "seconds": rounded(result.seconds, 1), "data_wait": rounded(result.data_wait), "verdict": result.verdict,
-            "best": _plain(asdict(result.best)), "epochs": [_plain(asdict(e)) for e in result.epochs],
-            **{k: v for k, v in about.items() if k != "classes"},
-        }  # fmt: skip
-
-    def _console(self) -> Console:
-        return Console(stderr=True, soft_wrap=True)
-
-    @contextmanager
-    def _progress(self) -> Iterator[_Bar]:
-        columns = (TextColumn("[bold]epoch {task.fields[epoch]}"), BarColumn(), MofNCompleteColumn(),
-                   TextColumn("{task.fields[speed]}"), TimeRemainingColumn())  # fmt: skip
-        console = self._console()
-        shown = self.is_main and console.is_terminal
-        with Progress(*columns, console=console, disable=not shown, transient=True) as progress:
-            yield _Bar(progress, progress.add_task("", epoch=0, speed=""))
+def _set_switches(config: TrainConfig, device: torch.device) -> None:
+    """Set what PyTorch keeps per process: TF32, the choice of cuDNN's algorithms, determinism."""
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = config.tf32
+        torch.backends.cudnn.benchmark = not config.deterministic
 
 
-class _Bar:
-    """The live line: steps of this epoch, images/s and data wait so far."""
-
-    def __init__(self, progress: Progress, task: TaskID) -> None:
-        self._progress, self._task = progress, task
-        self._begin, self._count = 0.0, 0
-
-    def epoch_begins(self, number: int, num_steps: int) -> None:
-        self._begin, self._count = time.perf_counter(), 0
-        self._progress.reset(self._task, total=num_steps, epoch=number, speed="")
-
-    def step_ends(self, num_images: int, meter: WaitMeter) -> None:
-        self._count += num_images
-        if self._progress.disable:
-            return
-        share = meter.share_so_far
-        wait = "" if share is None else f", data wait {share:.1%}"
-        speed = self._count / (time.perf_counter() - self._begin)
-        self._progress.update(self._task, advance=1, speed=f"{speed:,.0f} images/s{wait}")
-
-
-def make_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Return the config's optimizer; biases and norms (parameters of one axis) do not decay."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
-    adam = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return adam(groups, lr=config.lr)
-
-
-def make_scheduler(
-    optimizer: torch.optim.Optimizer, config: TrainConfig, steps_per_epoch: int
-) -> torch.optim.lr_scheduler.LRScheduler:
-    """Return the config's schedule, to be stepped once after every optimizer step."""
-    total, warmup = config.epochs * steps_per_epoch, config.warmup_epochs * steps_per_epoch
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        if config.schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1.0, total - warmup))))
-        if config.schedule == "step":
-            return float(config.gamma ** (step // (config.step_epochs * steps_per_epoch)))
-        return 1.0
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-
-def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings as JSON takes them: paths by name, floats in a readable number of digits."""
-    kept = {k: v.name if isinstance(v, Path) else v for k, v in settings.items()}
-    return {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in kept.items()}
+__all__ = ["Phase", "TrainConfig", "Trainer"]

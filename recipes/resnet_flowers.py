@@ -78,11 +78,7 @@ def main(
         "weights": origin,
         "batch_size": batch_size,
     }
-    result = trainer.fit(network, train_loader, valid_loader, info=info)
-    if trainer.is_main:
-        print(f"accuracy {result.best.accuracy:.2%} (epoch {result.best.epoch} of {epochs}) in {result.seconds:.0f} s")
-        print(result.verdict)
-        print(f"wrote {result.output}/best.safetensors, last.safetensors, result.json and TensorBoard scalars")
+    trainer.fit(network, train_loader, valid_loader, info=info)
 
 
 def transforms(stored: int, size: int) -> tuple[fastload.Augment, fastload.Augment]:

@@ -25,13 +25,31 @@ FLOORS = {
         "storing",
         "cut",
     ],
-    3: ["train", "checkpoint"],
+    3: [
+        "train",
+        "checkpoint",
+        "config",
+        "settings",
+        "weights",
+        "optim",
+        "evaluation",
+        "results",
+        "resuming",
+        "tracking",
+        "phases",
+    ],
     4: ["cli", "doctor"],
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 # One room in several files.
 SAME_FLOOR = {
-    ("train", "checkpoint"), ("cli", "doctor"), ("conversion", "filling"), ("conversion", "plan"), ("filling", "plan"),
+    *(("train", room) for room in ("checkpoint", "config", "evaluation", "optim", "phases", "results", "resuming",
+                                   "settings", "tracking")),
+    *(("phases", room) for room in ("config", "optim", "resuming", "tracking")),
+    *((room, "config") for room in ("evaluation", "optim", "results", "resuming", "settings", "tracking")),
+    ("resuming", "checkpoint"), ("resuming", "results"), ("resuming", "settings"), ("tracking", "results"),
+    ("weights", "checkpoint"), ("cli", "doctor"),
+    ("conversion", "filling"), ("conversion", "plan"), ("filling", "plan"),
     ("conversion_ffcv", "conversion"), ("conversion_tables", "conversion"), ("conversion_tables", "plan"),
     ("conversion", "conversion_tables"), ("conversion", "conversion_dask"), ("conversion_dask", "filling"),
     ("conversion_dask", "plan"), ("files", "places"), ("records", "places"),
@@ -115,6 +133,7 @@ def test_the_commands_and_their_flags_are_these() -> None:
         "info": ["dataset"],
         "verify": ["dataset"],
         "show": ["--augment", "--out", "--seed", "--split", "dataset"],
+        "weights": ["--out", "-o", "name"],
         "doctor": [],
     }
     # fmt: on

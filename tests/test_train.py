@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from fastload import Loader, TrainConfig, Trainer, open_dataset
 from fastload.checkpoint import load_matching, load_weights, save_checkpoint
 from fastload.errors import CheckpointError, ConfigError, TrainError
-from fastload.train import make_optimizer, make_scheduler
+from fastload.optim import make_optimizer, make_scheduler
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +54,7 @@ def test_it_learns_and_writes_what_it_promises(dataset: Path, tmp_path: Path) ->
     best = network()
     load_matching(best, result.output / "best.safetensors")
     loader = Loader(open_dataset(dataset, "valid"), 2, shuffle=False)
-    assert trainer.evaluate(best, loader)[1] == pytest.approx(beside["accuracy"])
+    assert trainer.evaluate(best, loader).accuracy == pytest.approx(beside["accuracy"])
 
 
 def test_evaluation_is_the_mean_over_samples_whatever_the_batch(dataset: Path, tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_evaluation_is_the_mean_over_samples_whatever_the_batch(dataset: Path, t
     accuracy = (logits.argmax(1) == opened.labels).float().mean().item()
     for batch_size in (1, 3, 7, 50):
         got = trainer.evaluate(model, Loader(opened, batch_size, shuffle=False))
-        assert got == pytest.approx((loss, accuracy), abs=1e-5)
+        assert (got.loss, got.accuracy) == pytest.approx((loss, accuracy), abs=1e-5)
 
 
 def test_the_same_seed_gives_the_same_run(dataset: Path, tmp_path: Path) -> None:

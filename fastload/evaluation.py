@@ -1,0 +1,176 @@
+"""Losses, and what a model is worth on a split: sums on the device, reduced over ranks once.
+
+Shape letters: N batch, K classes, T targets.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+from fastload.config import Loss
+from fastload.errors import ConfigError, printable
+from fastload.files import write_text
+from fastload.records import UNLABELLED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Means over the samples of a split that have a label.
+
+    Attributes:
+        loss: of the kind that was trained.
+        accuracy: share of samples with the right class; None of amounts.
+        mean_absolute_error: of amounts, in their unit; None of classes.
+        num_samples: how many samples that was.
+        confusion: int64 [K, K], row: the true class, column: what was said; None of amounts.
+    """
+
+    loss: float
+    accuracy: float | None
+    mean_absolute_error: float | None
+    num_samples: int
+    confusion: torch.Tensor | None = field(repr=False, default=None)
+
+
+def loss_of(kind: Loss, outputs: torch.Tensor, labels: torch.Tensor, *, smoothing: float = 0.0) -> torch.Tensor:
+    """Return the mean loss of a batch.
+
+    Args:
+        kind: `cross_entropy`: outputs [N, K], labels int64 [N] or rows [N, K]; `bce`: outputs [N] or [N, 1] as
+            logits, labels 0 or 1; `mse`: outputs and labels [N, T].
+        outputs, labels: of the model and the loader.
+        smoothing: of the labels of a cross entropy.
+    """
+    return _losses(kind, outputs.float(), labels, smoothing).mean()
+
+
+def sums_on(device: torch.device, *numbers: float) -> torch.Tensor:
+    """Return numbers to add to on a device: float64, but float32 on Apple's GPUs, which know no other."""
+    return torch.tensor(numbers, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+
+
+class Totals:
+    """Adds up loss, hits and errors of batches on their device.
+
+    Args:
+        kind: of the loss.
+        device: where the batches are.
+    """
+
+    def __init__(self, kind: Loss, device: torch.device) -> None:
+        self.kind = kind
+        self._sums = sums_on(device, 0, 0, 0)
+        self._confusion: torch.Tensor | None = None
+
+    def add(self, outputs: torch.Tensor, labels: torch.Tensor) -> None:
+        """Add a batch, without its padding; samples without a label do not count."""
+        outputs = outputs.float()
+        error = outputs.new_zeros(())
+        if self.kind == "mse":
+            error = (outputs.reshape(labels.shape) - labels).abs().flatten(1).mean(1).sum()
+            num_samples = torch.tensor(float(len(labels)))
+        else:
+            said = (outputs.flatten() > 0).long() if self.kind == "bce" else outputs.argmax(1)
+            true = labels.argmax(1) if labels.ndim == 2 else labels
+            labelled = true != UNLABELLED
+            num_samples = labelled.sum()
+            if self._confusion is None:
+                size = 2 if self.kind == "bce" else outputs.shape[1]
+                self._confusion = self._sums.new_zeros((size, size))
+            self._confusion.index_put_((true.clamp(min=0), said), labelled.to(self._sums.dtype), accumulate=True)
+        loss = _losses(self.kind, outputs, labels).sum()
+        self._sums += torch.stack([x.to(self._sums) for x in (loss, error, num_samples)])
+
+    def result(self, reduce: Callable[[torch.Tensor], torch.Tensor]) -> Evaluation:
+        """Return the means.
+
+        Args:
+            reduce: sums a tensor over all ranks.
+
+        Raises:
+            ConfigError: no sample had a label.
+        """
+        confusion = self._confusion
+        parts = [self._sums] if confusion is None else [self._sums, confusion.flatten()]
+        loss, error, num_samples, *counts = reduce(torch.cat(parts)).tolist()
+        if not num_samples:
+            raise ConfigError("the split has no labelled sample, so there is nothing to evaluate on; use another.")
+        if confusion is None:
+            return Evaluation(
+                loss=loss / num_samples, accuracy=None, mean_absolute_error=error / num_samples,
+                num_samples=round(num_samples),
+            )  # fmt: skip
+        table = torch.tensor(counts).round().long().view(confusion.shape)
+        return Evaluation(
+            loss=loss / num_samples, accuracy=table.trace().item() / num_samples, mean_absolute_error=None,
+            num_samples=round(num_samples), confusion=table,
+        )  # fmt: skip
+
+
+def write_confusion(folder: Path, confusion: torch.Tensor, classes: Sequence[str]) -> None:
+    """Write `confusion.csv` (a row per true class, a column per class that was said) and `per_class.csv`.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written.
+    """
+    names = [printable(c) for c in classes] if len(classes) == len(confusion) else [*map(str, range(len(confusion)))]
+    table, per_class = io.StringIO(), io.StringIO()
+    rows = confusion.tolist()
+    csv.writer(table, lineterminator="\n").writerows(
+        [["true class", *names], *([name, *row] for name, row in zip(names, rows, strict=True))]
+    )
+    counts = [(name, sum(row), row[k]) for k, (name, row) in enumerate(zip(names, rows, strict=True))]
+    csv.writer(per_class, lineterminator="\n").writerows(
+        [["class", "samples", "right", "accuracy"], *((*c, f"{c[2] / c[1]:.4f}" if c[1] else "") for c in counts)]
+    )
+    write_text(folder / "confusion.csv", table.getvalue())
+    write_text(folder / "per_class.csv", per_class.getvalue())
+
+
+def draw_confusion(folder: Path) -> None:
+    """Draw `confusion.png` and `per_class.png` of what `write_confusion` wrote; nothing without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    with (folder / "confusion.csv").open(newline="", encoding="utf-8") as file:
+        (_, *names), *rows = csv.reader(file)
+    counts = torch.tensor([[int(n) for n in row[1:]] for row in rows])
+    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    few, side = len(names) <= 40, min(24.0, 3.0 + 0.35 * len(names))
+    names = [name.replace("$", r"\$") for name in names]  # no formulas
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set(xlabel="said", ylabel="true", title="share of each true class")
+    figure.colorbar(axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1), shrink=0.8)
+    if few:
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names)
+    if len(names) <= 15:
+        for row, column in torch.nonzero(counts).tolist():
+            ink = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(counts[row, column].item()), ha="center", va="center", color=ink)
+    figure.savefig(folder / "confusion.png", dpi=100)
+    figure = Figure(figsize=(7, min(40.0, 1.5 + 0.25 * len(names))), layout="constrained")
+    axes = figure.add_subplot()
+    order = shares.diagonal().argsort(stable=True).tolist()
+    axes.barh([names[k] for k in order], [shares[k, k].item() for k in order])
+    axes.set(xlim=(0, 1), xlabel="accuracy", title="of each class", ylim=(-0.6, len(names) - 0.4))
+    figure.savefig(folder / "per_class.png", dpi=100)
+
+
+def _losses(kind: Loss, outputs: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+    """Return the loss of each sample, float32 [N]; 0 of those without a label."""
+    if kind == "mse":
+        return functional.mse_loss(outputs.reshape(labels.shape), labels, reduction="none").flatten(1).mean(1)
+    if kind == "bce":
+        return functional.binary_cross_entropy_with_logits(outputs.flatten(), labels.float(), reduction="none")
+    ignore = {"ignore_index": UNLABELLED} if labels.ndim == 1 else {}
+    return functional.cross_entropy(outputs, labels, reduction="none", label_smoothing=smoothing, **ignore)  # type: ignore[arg-type]
