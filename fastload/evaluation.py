@@ -135,10 +135,12 @@ def write_confusion(folder: Path, confusion: torch.Tensor, classes: Sequence[str
 
 
 def draw_confusion(folder: Path) -> None:
-    """Draw `confusion.png` and `per_class.png` of what `write_confusion` wrote; nothing without matplotlib."""
+    """Draw `confusion.png` and `per_class.png` of what `write_confusion` wrote; nothing without it or matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
+        return
+    if not (folder / "confusion.csv").exists():  # amounts have none
         return
     with (folder / "confusion.csv").open(newline="", encoding="utf-8") as file:
         (_, *names), *rows = csv.reader(file)

@@ -52,9 +52,10 @@ class Settings(fastload.TrainConfig):
 def main(s: Settings) -> None:
     """Train on `train`; tell the mean absolute error on `valid`, and those of the baselines."""
     trainer = fastload.Trainer(s)
-    train, valid = (fastload.open_dataset(s.dataset, split) for split in ("train", "valid"))
+    train = fastload.open_dataset(s.dataset, "train")
     if not train.is_regression:
         raise ConfigError(f"{printable(s.dataset)} has classes, and this recipe predicts an amount; pass --target.")
+    valid = fastload.open_dataset(s.dataset, "valid")
     errors = {name: mean_error(column(valid, name), valid.labels[:, 0]) for name in s.baselines}
     train_loader = fastload.Loader(train, s.batch_size, seed=s.seed)
     valid_loader = fastload.Loader(valid, s.batch_size, shuffle=False)

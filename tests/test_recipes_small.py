@@ -250,7 +250,8 @@ def commands() -> list[tuple[str, str]]:
     found = []
     for file in [*(RECIPES / f"{name}.py" for name in SMALL), RECIPES / "README.md"]:
         for line in re.findall(rf"recipes/(?:{'|'.join(SMALL)})\.py[^`#\n]*", file.read_text()):
-            found.append((file.name, line.strip()))
+            if "--help" not in line:
+                found.append((file.name, line.strip()))
     return found
 
 
