@@ -78,3 +78,20 @@ def parse_device(name: str | torch.device | None) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("device mps: this machine has no Apple GPU that torch can use; use cpu.")
     return device
+
+
+def set_switches(device: torch.device, *, tf32: bool, deterministic: bool) -> None:
+    """Set what PyTorch keeps per process.
+
+    Args:
+        device: where training runs; only NVIDIA's have TF32 and a choice of cuDNN's algorithms.
+        tf32: multiply float32 in TF32.
+        deterministic: take only operations that give the same result every time.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = tf32
+        torch.backends.cudnn.benchmark = not deterministic

@@ -9,8 +9,10 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -37,6 +39,11 @@ class Evaluation:
     mean_absolute_error: float | None
     num_samples: int
     confusion: torch.Tensor | None = field(repr=False, default=None)
+
+    @property
+    def figures(self) -> dict[str, float | None]:
+        """The means by the names that an epoch has for them."""
+        return {"valid_loss": self.loss, "accuracy": self.accuracy, "mean_absolute_error": self.mean_absolute_error}
 
 
 def loss_of(kind: Loss, outputs: torch.Tensor, labels: torch.Tensor, *, smoothing: float = 0.0) -> torch.Tensor:
@@ -135,37 +142,35 @@ def write_confusion(folder: Path, confusion: torch.Tensor, classes: Sequence[str
 
 
 def draw_confusion(folder: Path) -> None:
-    """Draw `confusion.png` and `per_class.png` of what `write_confusion` wrote; nothing without it or matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
+    """Draw what `write_confusion` wrote, if anything, as `confusion.png`; nothing without matplotlib."""
+    table = folder / "confusion.csv"
+    if not table.exists() or find_spec("matplotlib") is None:
         return
-    if not (folder / "confusion.csv").exists():  # amounts have none
-        return
-    with (folder / "confusion.csv").open(newline="", encoding="utf-8") as file:
+    from matplotlib.figure import Figure
+
+    with table.open(newline="", encoding="utf-8") as file:
         (_, *names), *rows = csv.reader(file)
-    counts = torch.tensor([[int(n) for n in row[1:]] for row in rows])
-    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
-    few, side = len(names) <= 40, min(24.0, 3.0 + 0.35 * len(names))
-    names = [name.replace("$", r"\$") for name in names]  # no formulas
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set(xlabel="said", ylabel="true", title="share of each true class")
-    figure.colorbar(axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1), shrink=0.8)
-    if few:
-        axes.set_xticks(range(len(names)), names, rotation=90)
-        axes.set_yticks(range(len(names)), names)
+    names = [name.replace("$", r"\$") for name in names]  # a pair of them would be a formula
+    counts = np.array([row[1:] for row in rows], dtype=np.int64)
+    shares = counts / counts.sum(1, keepdims=True).clip(min=1)
+    side = min(24.0, 3.0 + 0.35 * len(names))
+    figure = Figure(figsize=(side + 6, side), layout="constrained")
+    matrix, bars = figure.subplots(1, 2, width_ratios=(side, 4))
+    figure.colorbar(matrix.imshow(shares, cmap="Blues", vmin=0, vmax=1), ax=matrix, shrink=0.8)
+    matrix.set(xlabel="said", ylabel="true", title="share of each true class")
+    if len(names) <= 60:
+        matrix.set_xticks(range(len(names)), names, rotation=90)
+        matrix.set_yticks(range(len(names)), names)
     if len(names) <= 15:
-        for row, column in torch.nonzero(counts).tolist():
+        for (row, column), count in np.ndenumerate(counts):
             ink = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, str(counts[row, column].item()), ha="center", va="center", color=ink)
+            matrix.text(column, row, str(count), ha="center", va="center", color=ink)
+    order = shares.diagonal().argsort(kind="stable")
+    bars.barh(range(len(names)), shares.diagonal()[order])
+    if len(names) <= 120:
+        bars.set_yticks(range(len(names)), [names[k] for k in order], fontsize="small" if len(names) <= 60 else 5)
+    bars.set(xlim=(0, 1), xlabel="accuracy of each class", ylim=(-0.6, len(names) - 0.4))
     figure.savefig(folder / "confusion.png", dpi=100)
-    figure = Figure(figsize=(7, min(40.0, 1.5 + 0.25 * len(names))), layout="constrained")
-    axes = figure.add_subplot()
-    order = shares.diagonal().argsort(stable=True).tolist()
-    axes.barh([names[k] for k in order], [shares[k, k].item() for k in order])
-    axes.set(xlim=(0, 1), xlabel="accuracy", title="of each class", ylim=(-0.6, len(names) - 0.4))
-    figure.savefig(folder / "per_class.png", dpi=100)
 
 
 def _losses(kind: Loss, outputs: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:

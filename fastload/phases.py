@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from timm.layers import convert_sync_batchnorm
-from timm.utils import ModelEmaV3
 
 from fastload.config import TrainConfig
 from fastload.errors import ConfigError
@@ -80,13 +78,19 @@ class Run:
     ) -> None:  # fmt: skip
         self._accelerator, self._config, self._settings = accelerator, config, settings
         if config.sync_batchnorm and accelerator.num_processes > 1:
-            model = convert_sync_batchnorm(model)  # before prepare(), which wraps what is there
+            from timm.layers.norm_act import convert_sync_batchnorm  # knows timm's own kinds, too
+
+            model = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         if config.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = self.prepared = model.to(accelerator.device)
         if config.compile:
             model.compile()  # in place: a wrapper would put its name before every key of a checkpoint
-        self.ema = None if config.ema is None else ModelEmaV3(model, config.ema, use_warmup=True)
+        self.ema: Any = None
+        if config.ema is not None:
+            from timm.utils.model_ema import ModelEmaV3  # not above: timm takes seconds to import
+
+            self.ema = ModelEmaV3(model, config.ema, use_warmup=True)
         self.kept: torch.nn.Module = model if self.ema is None else self.ema.module
         self.output, self.position, self.resumed = output, Position(), resumed
         self.meter = WaitMeter(accelerator.device, num_warmup=3)

@@ -20,9 +20,9 @@ class Epoch:
     phase: str
     lr: float
     train_loss: float
-    valid_loss: float | None
-    accuracy: float | None
-    mean_absolute_error: float | None
+    valid_loss: float | None = None
+    accuracy: float | None = None
+    mean_absolute_error: float | None = None
     seconds: float
     images_per_second: float | None
     data_wait: float | None

@@ -34,6 +34,7 @@ class Position:
     Attributes:
         phase, phase_epoch: number of the phase, and epochs of it that are done.
         batch: batches of the current epoch that are done.
+        lr: when the current epoch began.
         updates: steps of the optimizer so far, in all phases.
         since_best: epochs of this phase without a new best one.
         loss_sum, num_samples: of the current epoch so far, over all ranks.
@@ -43,6 +44,7 @@ class Position:
     phase: int = 0
     phase_epoch: int = 0
     batch: int = 0
+    lr: float = 0.0
     updates: int = 0
     since_best: int = 0
     loss_sum: float = 0.0
@@ -171,7 +173,7 @@ def _generators(accelerator: Accelerator) -> dict[str, torch.Tensor]:
     own = {"cpu": torch.get_rng_state()}
     if accelerator.device.type == "cuda":
         own["cuda"] = torch.cuda.get_rng_state(accelerator.device)
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for kind, state in own.items():
         everyone = accelerator.gather(state.to(accelerator.device)[None]).cpu()
         found |= {f"generator.{kind}.{rank}": row for rank, row in enumerate(everyone)}

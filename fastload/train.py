@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -17,7 +16,7 @@ from accelerate.utils import broadcast, broadcast_object_list, set_seed
 
 from fastload.checkpoint import save_checkpoint
 from fastload.config import TrainConfig
-from fastload.devices import parse_device
+from fastload.devices import parse_device, set_switches
 from fastload.errors import ConfigError, TrainError, printable
 from fastload.evaluation import Evaluation, Totals, draw_confusion, loss_of, sums_on, write_confusion
 from fastload.loader import Loader
@@ -51,7 +50,7 @@ class Trainer:
         device = parse_device(config.device)
         if config.device is not None and device.type == "cuda":
             torch.cuda.set_device(device)
-        _set_switches(config, device)
+        set_switches(device, tf32=config.tf32, deterministic=config.deterministic)
         # Said also where there is nothing else: only then does Accelerate let several CPU processes train together.
         self.accelerator = Accelerator(
             cpu=device.type == "cpu", mixed_precision=config.mixed_precision, log_with=config.log_with,
@@ -79,9 +78,8 @@ class Trainer:
             TrainError: the loss is no longer a number.
             CheckpointError: a checkpoint cannot be written, or `resume` found one of other settings.
         """
-        config = self.config
+        config, output = self.config, self._make_output()
         phases = list(phases or [Phase("all", config.epochs)])
-        output = self._make_output()
         settings = settings_of(config, [[p.name, p.epochs, p.lr, p.trainable] for p in phases])
         resumed = read_state(output / STATE_NAME, settings) if config.resume else None
         about = {**names_of(train.dataset), "config": shown_settings(config), **(info or {})}
@@ -137,8 +135,8 @@ class Trainer:
             run.train.load_state_dict(run.resumed.about["loader"])
         else:
             run.train.set_epoch(number)
+            position.lr = run.optimizer.param_groups[0]["lr"]
         bar.epoch_begins(number, run.steps, position.batch)
-        lr = run.optimizer.param_groups[0]["lr"]
         sums = sums_on(accelerator.device, position.loss_sum, done) / accelerator.num_processes
         train_mode(run.model)
         with tracing(run.output, on=self.config.trace and self.is_main and number == 0) as trace:
@@ -163,13 +161,14 @@ class Trainer:
         loss_sum, count = accelerator.reduce(sums, "sum").tolist()
         seconds, after = time.perf_counter() - begin, run.meter.result()
         if not math.isfinite(loss_sum):
-            raise TrainError(f"the training loss is {loss_sum} in epoch {number}; use a smaller lr than {lr:g}.")
+            raise TrainError(
+                f"the training loss is {loss_sum} in epoch {number}; use a smaller lr than {position.lr:g}."
+            )
         found = None if run.valid is None else self.evaluate(run.kept, run.valid)
         wall = after.wall_seconds - before.wall_seconds
         epoch = Epoch(
-            epoch=number, phase=run.phase.name, lr=lr, train_loss=loss_sum / count, seconds=seconds,
-            valid_loss=found and found.loss, accuracy=found and found.accuracy,
-            mean_absolute_error=found and found.mean_absolute_error, images_per_second=(count - done) / seconds,
+            epoch=number, phase=run.phase.name, lr=position.lr, train_loss=loss_sum / count, seconds=seconds,
+            images_per_second=(count - done) / seconds, **({} if found is None else found.figures),
             data_wait=(after.wait_seconds - before.wait_seconds) / wall if wall > 0 else None,
         )  # fmt: skip
         return epoch, found
@@ -225,7 +224,8 @@ class Trainer:
             output=run.output, seconds=run.seconds, best=best, epochs=tuple(run.position.epochs),
             data_wait=timing.wait_share, verdict=str(judge(timing.wait_share, timing.num_steps, device)),
         )  # fmt: skip
-        if self.is_main:
+        # A run that had ended before has measured nothing now.
+        if self.is_main and (run.resumed is None or not (run.output / "result.json").exists()):
             processes, precision = self.accelerator.num_processes, self.accelerator.mixed_precision
             setup = {"num_processes": processes, "device": device, "precision": precision}
             write_json(run.output / "result.json", report(result, train, about, setup))
@@ -248,17 +248,6 @@ class Trainer:
         except OSError as e:
             raise ConfigError(f"{printable(output)} cannot be made ({e.strerror}); pass another --output.") from e
         return output
-
-
-def _set_switches(config: TrainConfig, device: torch.device) -> None:
-    """Set what PyTorch keeps per process: TF32, the choice of cuDNN's algorithms, determinism."""
-    if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
-        torch.backends.cudnn.allow_tf32 = config.tf32
-        torch.backends.cudnn.benchmark = not config.deterministic
 
 
 __all__ = ["Phase", "TrainConfig", "Trainer"]

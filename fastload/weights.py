@@ -138,9 +138,10 @@ def find_published(model_name: str) -> Published:
             raise ConfigError(f"model {printable(model_name)}: timm has no such weights, but {known}.") from None
         if config is None:
             return Published(name=model_name, repo=None, url=None)
-        name = f"{config.architecture}.{config.tag}" if config.tag else config.architecture
-        readable = isinstance(config.url, str) and config.url.endswith(_ENDINGS)  # the oldest ViTs are .npz
-        return Published(name=name, repo=config.hf_hub_id or None, url=config.url if readable else None)
+        name = f"{config.architecture}.{config.tag}" if config.tag else str(config.architecture)
+        url = str(config.url or "")
+        # The oldest ViTs are .npz.
+        return Published(name=name, repo=config.hf_hub_id or None, url=url if url.endswith(_ENDINGS) else None)
     import torchvision
 
     if model_name in torchvision.models.list_models(module=torchvision.models):
@@ -214,8 +215,8 @@ def _download(published: Published, looked: list[str]) -> Weights | None:
             reached = _reaches(hf_hub_url(published.repo, name))
             if reached == "":
                 with suppress(Exception):  # said below: what a broken connection raises depends on the library
-                    file = hf_hub_download(published.repo, name, etag_timeout=PROBE_SECONDS)
-                    return Weights(file=Path(file), origin=f"{published.repo}, downloaded")
+                    fetched = hf_hub_download(published.repo, name, etag_timeout=PROBE_SECONDS)
+                    return Weights(file=Path(fetched), origin=f"{published.repo}, downloaded")
                 reached = "the download broke off"
             looked.append(f"{published.repo} of the Hub: {reached}")
             if not reached.startswith("HTTP"):

@@ -1,0 +1,77 @@
+"""Runs that were killed and go on, phases, and two ranks: each in processes of its own."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fastload import Augment, Loader, TrainConfig, Trainer, open_dataset
+from fastload.checkpoint import write_tensors
+from fastload.errors import CheckpointError
+from tests.conftest import launch
+from tests.train_ranks import network
+
+pytestmark = pytest.mark.usefixtures("no_accelerate_left")
+
+
+@pytest.mark.processes
+def test_a_killed_run_goes_on_to_the_very_same_weights(dataset: Path, tmp_path: Path) -> None:
+    done = launch("tests/killed_training.py", dataset, tmp_path)
+    assert done.returncode == 0, done.stderr
+    outcomes = json.loads(done.stdout)
+    assert outcomes["killed"].pop("kills") == 5
+    assert outcomes["whole"].pop("kills") == 0
+    assert outcomes["killed"] == outcomes["whole"]
+    for name in ("last", "best"):
+        killed, whole = ((tmp_path / run / f"{name}.safetensors").read_bytes() for run in ("killed", "whole"))
+        assert killed == whole
+    # What trains in the end moved; the head alone did in the first phase.
+    assert len(outcomes["whole"]["figures"]) == 3
+
+
+@pytest.mark.processes
+def test_two_ranks_stay_the_same_when_layers_unfreeze_and_count_every_sample_once(
+    dataset: Path, tmp_path: Path
+) -> None:
+    done = launch("tests/train_ranks.py", dataset, tmp_path)
+    assert done.returncode == 0, done.stderr
+    mine, theirs = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
+    assert mine.keys() == theirs.keys()
+    for name, tensor in mine.items():
+        assert torch.equal(tensor, theirs[name]), name
+    assert torch.equal(mine["labels"], open_dataset(dataset, "valid").labels)
+    # The same by one process, of the same weights.
+    model = network()
+    model.load_state_dict({name.removeprefix("model."): t for name, t in mine.items() if name.startswith("model.")})
+    trainer = Trainer(TrainConfig(device="cpu", output=tmp_path / "one"))
+    loader = Loader(open_dataset(dataset, "valid"), 7, augment=Augment([]), shuffle=False)
+    outputs, _ = trainer.predict(model, loader)
+    torch.testing.assert_close(mine["outputs"], outputs)
+    found = trainer.evaluate(model, loader)
+    assert mine["figures"].tolist() == pytest.approx([found.loss, found.accuracy, 7], abs=1e-6)
+    assert torch.equal(mine["confusion"], found.confusion)
+    last = [(tmp_path / run / "last.safetensors").read_bytes() for run in ("whole", "stopped")]
+    assert last[0] == last[1]
+
+
+def fit(dataset: Path, output: Path, **config: object) -> None:
+    trainer = Trainer(TrainConfig(**{"device": "cpu", "log_with": None, "output": output, "epochs": 2, **config}))  # type: ignore[arg-type]
+    trainer.fit(network(), Loader(open_dataset(dataset), 5))
+
+
+def test_it_does_not_go_on_with_other_settings_or_a_damaged_state(dataset: Path, tmp_path: Path) -> None:
+    fit(dataset, tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"lr=0\.001, and now it is 0\.002"):
+        fit(dataset, tmp_path / "run", lr=0.002, resume=True)
+    before = (tmp_path / "run" / "result.json").read_bytes()
+    fit(dataset, tmp_path / "run", resume=True)  # has ended
+    assert (tmp_path / "run" / "result.json").read_bytes() == before
+    state = tmp_path / "run" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="begins anew"):
+        fit(dataset, tmp_path / "run", resume=True)
+    write_tensors(state, {"a": torch.zeros(1)}, {"fastload": json.dumps({"version": 2, "settings": {}})})
+    with pytest.raises(CheckpointError, match="version 2"):
+        fit(dataset, tmp_path / "run", resume=True)

@@ -1,0 +1,105 @@
+"""Two ranks train on DATASET in phases, once straight and once interrupted, and predict.
+
+Each writes what it found to OUT/RANK.safetensors: weights after training, outputs, labels and figures.
+"""
+
+import os
+import socket
+import sys
+import traceback
+from pathlib import Path
+
+import matplotlib.figure  # noqa: F401 - once, and not on every rank
+import timm  # noqa: F401
+import torch
+from safetensors.torch import save_file
+
+from fastload import Augment, Loader, TrainConfig, Trainer, open_dataset
+from fastload.train import Phase
+
+
+class StopHereError(Exception):
+    pass
+
+
+def network() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 6, 3, stride=2), torch.nn.BatchNorm2d(6), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(), torch.nn.Dropout(0.2), torch.nn.Linear(6, 3),
+    )  # fmt: skip
+
+
+def loader(split: str, batch_size: int) -> Loader:
+    return Loader(open_dataset(dataset, split), batch_size, augment=Augment([]), shuffle=split == "train")
+
+
+def fit(output: Path, *, stop_at: int | None = None, resume: bool = False) -> tuple[Trainer, torch.nn.Module]:
+    trainer = Trainer(TrainConfig(
+        device="cpu", output=output, lr=0.05, optimizer="sgd", ema=0.9, save_every_steps=1, resume=resume,
+        clip_grad_norm=5.0, log_with=None,
+    ))  # fmt: skip
+    model, batches = network(), 0
+
+    def at_batch(module: torch.nn.Module, _: object) -> None:
+        nonlocal batches
+        batches += module.training
+        if batches == stop_at:
+            raise StopHereError
+
+    model.register_forward_pre_hook(at_batch)
+    phases = [Phase("head", 1, trainable=("6",)), Phase("all", 2)]
+    trainer.fit(model, loader("train", 2), loader("valid", 2), phases=phases)
+    return trainer, model
+
+
+def one_rank(rank: int) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    try:
+        fit(out / "stopped", stop_at=6)
+        raise AssertionError
+    except StopHereError:
+        pass
+    fit(out / "stopped", resume=True)
+    trainer, model = fit(out / "whole")
+    assert trainer.accelerator.num_processes == 2
+    found = {}
+    found["outputs"], found["labels"] = trainer.predict(model, loader("valid", 2))
+    evaluation = trainer.evaluate(model, loader("valid", 3))
+    assert evaluation.accuracy is not None
+    assert evaluation.confusion is not None
+    found["figures"] = torch.tensor([evaluation.loss, evaluation.accuracy, evaluation.num_samples])
+    found["confusion"] = evaluation.confusion
+    found |= {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    save_file({name: t.clone(memory_format=torch.contiguous_format) for name, t in found.items()},
+              out / f"{rank}.safetensors")  # fmt: skip
+    trainer.accelerator.wait_for_everyone()
+    torch.distributed.destroy_process_group()
+
+
+def both_ranks() -> bool:
+    """Run two processes; return whether one of them failed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    # Forked: one process imports everything. The variables of a rank are set before Accelerate looks for them.
+    children = []
+    for rank in range(2):
+        if (pid := os.fork()) == 0:
+            status = 1
+            try:
+                one_rank(rank)
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                os._exit(status)
+        children.append(pid)
+    statuses = [os.waitpid(pid, 0)[1] for pid in children]
+    return any(statuses)
+
+
+if __name__ == "__main__":
+    dataset, out = (Path(a) for a in sys.argv[1:])
+    sys.exit(both_ranks())
