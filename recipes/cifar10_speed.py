@@ -66,7 +66,7 @@ def main(s: Settings) -> None:
     results = []
     for run in range(s.runs):
         trainer = fastload.Trainer(replace(s, seed=s.seed + run, output=s.output / f"run-{run + 1}"))
-        train, test = (fastload.open_dataset(s.dataset, split) for split in ("train", "test"))
+        train = fastload.open_dataset(s.dataset, "train")
         if train.sample_shape != (SIZE, SIZE, 3):
             raise ConfigError(f"{s.dataset} holds images of {train.sample}; convert colour images with --size {SIZE}.")
         end = [T.ToImage(), T.ToDtype(torch.float32, scale=True), T.Normalize(train.mean, train.std)]
@@ -74,8 +74,9 @@ def main(s: Settings) -> None:
         moves = [T.RandomCrop(SIZE, padding=2, padding_mode="reflect"), AlternatingFlip(), *hidden]
         augment = fastload.Augment([*moves, *end])
         train_loader = fastload.Loader(train, s.batch_size, augment=augment, seed=s.seed + run)
-        test_loader = fastload.Loader(test, 2 * s.batch_size, augment=fastload.Augment(end), shuffle=False)
-        network = make_network(s.width, len(train.classes), whitening(train, fastload.Augment(end)))
+        plain, test = fastload.Augment(end), fastload.open_dataset(s.dataset, "test")
+        test_loader = fastload.Loader(test, 2 * s.batch_size, augment=plain, shuffle=False)
+        network = make_network(s.width, len(train.classes), whitening(train, plain))
         results.append(trainer.fit(network, train_loader, test_loader, info={"model": f"speed {s.width}"}))
     if trainer.is_main:
         each = sum(r.seconds for r in results) / s.runs

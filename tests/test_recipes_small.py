@@ -260,6 +260,8 @@ def test_every_command_that_is_named_is_one(recipe) -> None:  # type: ignore[no-
     assert {file for file, _ in named} == {*(f"{name}.py" for name in SMALL), "README.md"}
     for _, command in named:
         script, *words = shlex.split(command)
+        if "--config" in words:  # a file that an earlier run wrote; other tests read some
+            words = words[: words.index("--config")] + words[words.index("--config") + 2 :]
         settings.parse(recipe(Path(script).stem).Settings, words)
 
 
