@@ -86,6 +86,8 @@ def main(s: Settings) -> None:
 class Whitening(nn.Module):
     """A convolution whose filters come from the data and do not learn; its bias does."""
 
+    filters: torch.Tensor
+
     def __init__(self, filters: torch.Tensor) -> None:
         super().__init__()
         self.register_buffer("filters", filters)

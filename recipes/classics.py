@@ -74,16 +74,17 @@ def main(s: Settings) -> None:
 
 def begin(network: nn.Module, init: Init) -> None:
     """Draw the weights of all convolutions and linear layers anew, biases 0; `own` leaves them as they are."""
-    draw = {
-        "normal": lambda weight: nn.init.normal_(weight, std=0.01),
-        "xavier": nn.init.xavier_uniform_,
-        "kaiming": lambda weight: nn.init.kaiming_uniform_(weight, nonlinearity="relu"),
-    }.get(init)
     for layer in network.modules():
-        if draw is not None and isinstance(layer, nn.Conv2d | nn.Linear):
-            draw(layer.weight)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+        if init == "own" or not isinstance(layer, nn.Conv2d | nn.Linear):
+            continue
+        if init == "normal":
+            nn.init.normal_(layer.weight, std=0.01)
+        elif init == "xavier":
+            nn.init.xavier_uniform_(layer.weight)
+        else:
+            nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
 
 
 if __name__ == "__main__":

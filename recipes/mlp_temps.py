@@ -80,8 +80,8 @@ def column(dataset: Dataset, name: str) -> torch.Tensor:
     about = {c["name"]: c for c in table["columns"]["features"] if c["kind"] == "number"}
     if name not in about:
         raise ConfigError(f"--baselines {printable(name)}: no such column of numbers ({printable(', '.join(about))}).")
-    stored = torch.cat(dataset.shards)[:, table["feature_names"].index(name)]
-    return stored * about[name]["std"] + about[name]["mean"]
+    stored: torch.Tensor = torch.cat(dataset.shards)[:, table["feature_names"].index(name)]
+    return stored * float(about[name]["std"]) + float(about[name]["mean"])
 
 
 def mean_error(predicted: torch.Tensor, true: torch.Tensor) -> float:

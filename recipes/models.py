@@ -18,6 +18,9 @@ Activation = Callable[[], nn.Module]
 class Affine(nn.Module):
     """Times `scale`, plus `shift`; both are kept with the weights, and neither learns."""
 
+    scale: torch.Tensor
+    shift: torch.Tensor
+
     def __init__(self, scale: torch.Tensor, shift: torch.Tensor) -> None:
         super().__init__()
         self.register_buffer("scale", scale)
@@ -32,7 +35,7 @@ def mlp(*widths: int, activation: Activation = nn.ReLU, dropout: float = 0.0) ->
     layers: list[nn.Module] = [nn.Flatten()]
     for inputs, outputs in pairwise(widths[:-1]):
         layers += [nn.Linear(inputs, outputs), activation(), *([nn.Dropout(dropout)] if dropout else [])]
-    return nn.Sequential(*layers, nn.Linear(*widths[-2:]))
+    return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
 
 
 def cnn_16_32_64(channels: int, classes: int) -> nn.Sequential:

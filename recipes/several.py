@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import mean, pstdev
 
-from fastload.results import TrainResult, shown_settings
-
 import fastload
 from fastload.formats import Dataset
 from fastload.profiling.report import command, environment, write_json
+from fastload.results import TrainResult, shown_settings
 
 
 def tell(

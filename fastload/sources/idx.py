@@ -86,7 +86,8 @@ class IdxReader:
     def __call__(self, record: Record) -> npt.NDArray[np.uint8]:
         """Return one image, uint8 [H, W, 1]."""
         name, _, row = record.path.rpartition("/")
-        return self.images[name][int(row)][..., None]
+        image: npt.NDArray[np.uint8] = self.images[name][int(row)]
+        return image[..., None]
 
 
 def _labels_name(root: Place, images: str, names: list[str]) -> str:
