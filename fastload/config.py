@@ -79,9 +79,9 @@ class TrainConfig:
     patience: int | None = None
     """Stop a phase after so many epochs without a new best one; None never stops early."""
     tta: bool = False
-    """Evaluate the mean over each image and its mirror image."""
+    """Evaluate the mean over each image and its mirror image; of tables it changes nothing."""
     max_steps: int | None = None
-    """End each epoch after so many batches, to try things out."""
+    """End each epoch after so many batches, to try things out; then nothing is drawn."""
     seed: int = 0
     """Of weights, order and draws."""
     deterministic: bool = False
@@ -100,6 +100,7 @@ class TrainConfig:
     """Write what torch.profiler sees of a few steps, for chrome://tracing or Perfetto: trace.json."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "output", Path(self.output))
         for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -82,7 +82,7 @@ class Totals:
         error = outputs.new_zeros(())
         if self.kind == "mse":
             error = (outputs.reshape(labels.shape) - labels).abs().flatten(1).mean(1).sum()
-            num_samples = torch.tensor(float(len(labels)))
+            num_samples = outputs.new_full((), len(labels))
         else:
             said = (outputs.flatten() > 0).long() if self.kind == "bce" else outputs.argmax(1)
             true = labels.argmax(1) if labels.ndim == 2 else labels
@@ -153,23 +153,22 @@ def draw_confusion(folder: Path) -> None:
     names = [name.replace("$", r"\$") for name in names]  # a pair of them would be a formula
     counts = np.array([row[1:] for row in rows], dtype=np.int64)
     shares = counts / counts.sum(1, keepdims=True).clip(min=1)
-    side = min(24.0, 3.0 + 0.35 * len(names))
+    side, font = min(24.0, 3.0 + 0.35 * len(names)), "medium" if len(names) <= 60 else 7
     figure = Figure(figsize=(side + 6, side), layout="constrained")
     matrix, bars = figure.subplots(1, 2, width_ratios=(side, 4))
-    figure.colorbar(matrix.imshow(shares, cmap="Blues", vmin=0, vmax=1), ax=matrix, shrink=0.8)
+    figure.colorbar(matrix.imshow(shares, cmap="Blues", vmin=0, vmax=1), ax=matrix, fraction=0.03, pad=0.02)
     matrix.set(xlabel="said", ylabel="true", title="share of each true class")
-    if len(names) <= 60:
-        matrix.set_xticks(range(len(names)), names, rotation=90)
-        matrix.set_yticks(range(len(names)), names)
+    order = shares.diagonal().argsort(kind="stable")
+    bars.barh(range(len(names)), shares.diagonal()[order])
+    bars.set(xlim=(0, 1), xlabel="accuracy of each class", ylim=(-0.6, len(names) - 0.4))
+    if len(names) <= 120:
+        matrix.set_xticks(range(len(names)), names, rotation=90, fontsize=font)
+        matrix.set_yticks(range(len(names)), names, fontsize=font)
+        bars.set_yticks(range(len(names)), [names[k] for k in order], fontsize=font)
     if len(names) <= 15:
         for (row, column), count in np.ndenumerate(counts):
             ink = "white" if shares[row, column] > 0.5 else "black"
             matrix.text(column, row, str(count), ha="center", va="center", color=ink)
-    order = shares.diagonal().argsort(kind="stable")
-    bars.barh(range(len(names)), shares.diagonal()[order])
-    if len(names) <= 120:
-        bars.set_yticks(range(len(names)), [names[k] for k in order], fontsize="small" if len(names) <= 60 else 5)
-    bars.set(xlim=(0, 1), xlabel="accuracy of each class", ylim=(-0.6, len(names) - 0.4))
     figure.savefig(folder / "confusion.png", dpi=100)
 
 

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from fastload.config import TrainConfig
-from fastload.errors import ConfigError
+from fastload.errors import CheckpointError, ConfigError, printable
 from fastload.loader import Loader
 from fastload.optim import freeze_all_but, make_optimizer, make_scheduler
 from fastload.profiling import WaitMeter
@@ -99,7 +99,13 @@ class Run:
             self._begin -= resumed.about["seconds"]
             self.position.load_state_dict(resumed.about["position"])
             for name, module in self._modules.items():
-                module.load_state_dict(resumed.part(name))
+                try:
+                    module.load_state_dict(resumed.part(name))
+                except RuntimeError as e:
+                    raise CheckpointError(
+                        f"{printable(output)}/{STATE_NAME} is of another model; go on with the same, or "
+                        "begin anew with another --output."
+                    ) from e
         self.tracker = Tracker(accelerator, config, output)
 
     def begin_phase(self, phase: Phase, train: Loader, valid: Loader | None) -> None:

@@ -6,7 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
+
 from fastload.config import Monitor, TrainConfig
+from fastload.errors import ConfigError, printable
 from fastload.formats import AnyDataset
 from fastload.loader import Loader
 from fastload.profiling.report import command, environment, rounded
@@ -73,6 +76,26 @@ def shown_settings(config: TrainConfig) -> dict[str, Any]:
     """Return settings as results name them: paths by their last part, floats in a readable number of digits."""
     kept = {k: v.name if isinstance(v, Path) else v for k, v in asdict(config).items()}
     return {k: shortened(v) for k, v in kept.items()}
+
+
+def make_output(config: TrainConfig, is_main: bool) -> Path:
+    """Make and return a run's folder, the same on every rank: without `resume`, one without an earlier run's results.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    output, number = config.output, 1
+    while is_main and not config.resume and output.exists() and any(output.iterdir()):
+        number += 1
+        output = config.output.with_name(f"{config.output.name}-{number}")
+    chosen = [str(output)]
+    broadcast_object_list(chosen)
+    output = Path(chosen[0])
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ConfigError(f"{printable(output)} cannot be made ({e.strerror}); pass another --output.") from e
+    return output
 
 
 def names_of(dataset: AnyDataset) -> dict[str, list[str]]:

@@ -23,6 +23,7 @@ from fastload.settings import plain
 
 STATE_NAME = "state.safetensors"
 STATE_VERSION = 1
+_KEYS = {"position", "loader", "scheduler", "seconds", "optimizer", "rates", "scaler"}
 # Settings that do not change what is learned: they may differ when a run goes on.
 _FREE = {"resume", "output", "device", "log_with", "trace", "save_every_steps"}
 
@@ -124,13 +125,16 @@ def read_state(file: Path, settings: dict[str, Any]) -> State | None:
         with safe_open(file, framework="pt") as opened:
             about = json.loads(opened.metadata()["fastload"])
             version, saved = about["version"], about["settings"]
+            missing = _KEYS - about.keys() if version == STATE_VERSION else set()
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no dict
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as e:
         raise CheckpointError(
             f"{printable(file)} cannot be read ({type(e).__name__}); without --resume training begins anew."
         ) from e
-    if version != STATE_VERSION:
-        raise CheckpointError(f"{printable(file)} has version {version!r}, not {STATE_VERSION}; begin anew.")
+    if version != STATE_VERSION or missing:
+        raise CheckpointError(
+            f"{printable(file)} has version {version!r} or is not whole; begin anew, without --resume."
+        )
     now = json.loads(json.dumps(settings))
     for name in sorted(saved.keys() | now.keys()):
         if saved.get(name) != now.get(name):

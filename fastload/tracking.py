@@ -6,7 +6,7 @@ import io
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -135,22 +135,33 @@ def check_tracker(name: str | None) -> None:
         raise ConfigError(f"log_with={printable(name)} {found}; here are {', '.join(there) or 'none'}; or None.")
 
 
-def tracing(output: Path, *, on: bool) -> Any:
-    """Return a torch profiler over a few steps that writes `trace.json` into `output`, or one that does nothing.
+class Trace:
+    """Records a few steps with torch.profiler, from the second one on, and writes `trace.json`.
 
-    Call its `step()` after each step.
+    Args:
+        folder: where to; None records nothing.
     """
-    if not on:
-        return nullcontext(_NoTrace())
-    return torch.profiler.profile(
-        schedule=torch.profiler.schedule(wait=1, warmup=1, active=_TRACED_STEPS, repeat=1),
-        on_trace_ready=lambda profiler: profiler.export_chrome_trace(str(output / "trace.json")),
-    )
 
+    def __init__(self, folder: Path | None) -> None:
+        self._folder, self._num_steps = folder, 0
+        self._profiler: torch.profiler.profile | None = None
 
-class _NoTrace:
     def step(self) -> None:
-        pass
+        """Say that a step has ended."""
+        self._num_steps += 1
+        if self._folder is not None and self._num_steps == 1:
+            # Started by hand: a schedule of torch's was seen to crash where an epoch ends in its warm-up.
+            self._profiler = torch.profiler.profile(acc_events=True)
+            self._profiler.start()
+        elif self._num_steps == 1 + _TRACED_STEPS:
+            self.close()
+
+    def close(self) -> None:
+        """Write what was recorded, if anything."""
+        if self._profiler is not None and self._folder is not None:
+            self._profiler.stop()
+            self._profiler.export_chrome_trace(str(self._folder / "trace.json"))
+            self._profiler = None
 
 
 def _grid(images: torch.Tensor) -> Any:

@@ -5,29 +5,28 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, broadcast_object_list, set_seed
+from accelerate.utils import broadcast, set_seed
 
 from fastload.checkpoint import save_checkpoint
 from fastload.config import TrainConfig
 from fastload.devices import parse_device, set_switches
-from fastload.errors import ConfigError, TrainError, printable
+from fastload.errors import ConfigError, TrainError
 from fastload.evaluation import Evaluation, Totals, draw_confusion, loss_of, sums_on, write_confusion
 from fastload.loader import Loader
 from fastload.optim import train_mode
 from fastload.phases import Phase, Run
 from fastload.profiling import judge
 from fastload.profiling.report import write_json
-from fastload.results import Epoch, TrainResult, names_of, report, shown_settings
+from fastload.results import Epoch, TrainResult, make_output, names_of, report, shown_settings
 from fastload.resuming import STATE_NAME, read_state, restore_generators, settings_of
 from fastload.settings import save
-from fastload.tracking import Bar, check_tracker, tracing
+from fastload.tracking import Bar, Trace, check_tracker
 
 
 class Trainer:
@@ -51,6 +50,8 @@ class Trainer:
         if config.device is not None and device.type == "cuda":
             torch.cuda.set_device(device)
         set_switches(device, tf32=config.tf32, deterministic=config.deterministic)
+        if config.mixed_precision == "fp16" and device.type == "cpu":
+            raise ConfigError("mixed_precision=fp16 is for GPUs; use bf16 or no on the CPU.")
         # Said also where there is nothing else: only then does Accelerate let several CPU processes train together.
         self.accelerator = Accelerator(
             cpu=device.type == "cpu", mixed_precision=config.mixed_precision, log_with=config.log_with,
@@ -78,7 +79,7 @@ class Trainer:
             TrainError: the loss is no longer a number.
             CheckpointError: a checkpoint cannot be written, or `resume` found one of other settings.
         """
-        config, output = self.config, self._make_output()
+        config, output = self.config, make_output(self.config, self.is_main)
         phases = list(phases or [Phase("all", config.epochs)])
         settings = settings_of(config, [[p.name, p.epochs, p.lr, p.trainable] for p in phases])
         resumed = read_state(output / STATE_NAME, settings) if config.resume else None
@@ -124,7 +125,7 @@ class Trainer:
         for images, labels in loader:
             with self.accelerator.autocast():
                 outputs = model(images)
-                if self.config.tta:
+                if self.config.tta and images.ndim == 4:
                     outputs = (outputs + model(images.flip(-1))) / 2
             yield outputs.float(), labels
 
@@ -139,7 +140,8 @@ class Trainer:
         bar.epoch_begins(number, run.steps, position.batch)
         sums = sums_on(accelerator.device, position.loss_sum, done) / accelerator.num_processes
         train_mode(run.model)
-        with tracing(run.output, on=self.config.trace and self.is_main and number == 0) as trace:
+        is_traced = self.config.trace and self.is_main and number == 0
+        with closing(Trace(run.output if is_traced else None)) as trace:
             for images, labels in run.meter.watch(run.train):
                 if run.resumed is not None:
                     # Only now: a DataLoader below the loader draws a number when it begins.
@@ -150,7 +152,7 @@ class Trainer:
                     train_mode(run.model)
                 position.batch += 1
                 loss, has_stepped = self._batch(run, images, labels)
-                sums += torch.stack([loss * len(labels), loss.new_tensor(len(labels))]).to(sums)
+                sums += torch.stack([loss * len(labels), torch.full_like(loss, len(labels))]).to(sums)
                 bar.step_ends(len(labels) * accelerator.num_processes, run.meter)
                 trace.step()
                 if position.batch == run.steps:
@@ -229,25 +231,11 @@ class Trainer:
             processes, precision = self.accelerator.num_processes, self.accelerator.mixed_precision
             setup = {"num_processes": processes, "device": device, "precision": precision}
             write_json(run.output / "result.json", report(result, train, about, setup))
-            draw_confusion(run.output)
+            if self.config.max_steps is None:  # drawing takes longer than trying things out
+                draw_confusion(run.output)
         run.tracker.result(result)
         self.accelerator.wait_for_everyone()
         return result
-
-    def _make_output(self) -> Path:
-        """Return the run's folder, the same on every rank: without `resume`, one without results of an earlier run."""
-        output, number = self.config.output, 1
-        while self.is_main and not self.config.resume and output.exists() and any(output.iterdir()):
-            number += 1
-            output = self.config.output.with_name(f"{self.config.output.name}-{number}")
-        chosen = [str(output)]
-        broadcast_object_list(chosen)
-        output = Path(chosen[0])
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise ConfigError(f"{printable(output)} cannot be made ({e.strerror}); pass another --output.") from e
-        return output
 
 
 __all__ = ["Phase", "TrainConfig", "Trainer"]

@@ -56,9 +56,9 @@ def test_two_ranks_stay_the_same_when_layers_unfreeze_and_count_every_sample_onc
     assert last[0] == last[1]
 
 
-def fit(dataset: Path, output: Path, **config: object) -> None:
+def fit(dataset: Path, output: Path, model: torch.nn.Module | None = None, **config: object) -> None:
     trainer = Trainer(TrainConfig(**{"device": "cpu", "log_with": None, "output": output, "epochs": 2, **config}))  # type: ignore[arg-type]
-    trainer.fit(network(), Loader(open_dataset(dataset), 5))
+    trainer.fit(model or network(), Loader(open_dataset(dataset), 5))
 
 
 def test_it_does_not_go_on_with_other_settings_or_a_damaged_state(dataset: Path, tmp_path: Path) -> None:
@@ -68,6 +68,8 @@ def test_it_does_not_go_on_with_other_settings_or_a_damaged_state(dataset: Path,
     before = (tmp_path / "run" / "result.json").read_bytes()
     fit(dataset, tmp_path / "run", resume=True)  # has ended
     assert (tmp_path / "run" / "result.json").read_bytes() == before
+    with pytest.raises(CheckpointError, match="another model"):
+        fit(dataset, tmp_path / "run", torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1200, 3)), resume=True)
     state = tmp_path / "run" / "state.safetensors"
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="begins anew"):

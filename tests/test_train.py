@@ -4,20 +4,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
+import torchvision.transforms.v2 as T
+from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
-from fastload import Loader, TrainConfig, Trainer, open_dataset
+from fastload import Augment, Loader, TrainConfig, Trainer, convert, open_dataset
+from fastload.augment import MixUp
 from fastload.checkpoint import load_matching, load_weights, save_checkpoint
 from fastload.errors import CheckpointError, ConfigError, TrainError
+from fastload.evaluation import draw_confusion, write_confusion
 from fastload.optim import make_optimizer, make_scheduler
+from fastload.train import Phase
 
-
-@pytest.fixture(autouse=True)
-def _no_accelerate_left():  # type: ignore[no-untyped-def]
-    yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+pytestmark = pytest.mark.usefixtures("no_accelerate_left")
 
 
 def network(classes: int = 3) -> torch.nn.Module:
@@ -28,7 +28,7 @@ def network(classes: int = 3) -> torch.nn.Module:
     )  # fmt: skip
 
 
-def fit(dataset: Path, output: Path, **config: object):  # type: ignore[no-untyped-def]
+def fit(dataset: Path, output: Path | str, **config: object):  # type: ignore[no-untyped-def]
     settings = {"epochs": 8, "lr": 0.02, "device": "cpu", "output": output, **config}
     trainer = Trainer(TrainConfig(**settings))  # type: ignore[arg-type]
     train = Loader(open_dataset(dataset), 4, drop_last=False)
@@ -81,8 +81,12 @@ def test_early_stopping(dataset: Path, tmp_path: Path) -> None:
 
 
 def test_an_earlier_run_is_not_overwritten(dataset: Path, tmp_path: Path) -> None:
-    first, second = (fit(dataset, tmp_path / "run", epochs=1)[0].output for _ in range(2))
-    assert (first.name, second.name) == ("run", "run-2")
+    quick = {"epochs": 1, "max_steps": 1, "log_with": None}
+    first, second = (fit(dataset, str(tmp_path / "run"), **quick)[0].output for _ in range(2))
+    assert (first, second) == (tmp_path / "run", tmp_path / "run-2")
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot be made"):
+        fit(dataset, tmp_path / "file" / "run", **quick)
 
 
 def test_a_loss_that_is_no_number_stops(dataset: Path, tmp_path: Path) -> None:
@@ -95,6 +99,210 @@ def test_precision_and_clipping(dataset: Path, tmp_path: Path, precision: str) -
     result, _, _ = fit(dataset, tmp_path / "run", epochs=2, mixed_precision=precision, clip_grad_norm=0.5, max_steps=2)
     assert len(result.epochs) == 2
     assert json.loads((result.output / "result.json").read_text())["precision"] == precision
+
+
+def test_accumulated_batches_make_one_step_and_the_last_window_may_be_smaller(dataset: Path, tmp_path: Path) -> None:
+    settings = {"epochs": 2, "accumulate": 2, "optimizer": "sgd", "schedule": "constant", "weight_decay": 0.0}
+    trainer = Trainer(TrainConfig(device="cpu", output=tmp_path / "run", lr=0.1, momentum=0.0, **settings))  # type: ignore[arg-type]
+    model, loader = network(), Loader(open_dataset(dataset), 4)
+    trainer.fit(model, loader)
+    own, batches = network().train(), Loader(open_dataset(dataset), 4)
+    optimizer = torch.optim.SGD(own.parameters(), lr=0.1)
+    for _ in range(2):
+        three = list(batches)
+        assert len(three) == 3
+        for window in (three[:2], three[2:]):
+            losses = [torch.nn.functional.cross_entropy(own(images), labels) for images, labels in window]
+            optimizer.zero_grad()
+            torch.stack(losses).mean().backward()
+            optimizer.step()
+    for a, b in zip(model.state_dict().values(), own.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_running_mean_of_the_weights_is_what_is_kept(dataset: Path, tmp_path: Path) -> None:
+    result, model, trainer = fit(dataset, tmp_path / "run", epochs=2, ema=0.99)
+    kept = network()
+    load_matching(kept, result.output / "last.safetensors")
+    assert not torch.equal(kept[0].weight, model[0].weight)  # type: ignore[union-attr, operator, index, arg-type]
+    loader = Loader(open_dataset(dataset, "valid"), 7, shuffle=False)
+    assert trainer.evaluate(kept, loader).loss == pytest.approx(result.epochs[-1].valid_loss, abs=1e-6)
+
+
+def test_mirrored_views_are_averaged(dataset: Path, tmp_path: Path) -> None:
+    model, loader = network(), Loader(open_dataset(dataset, "valid"), 7, shuffle=False)
+    plain, mirrored = (Trainer(TrainConfig(device="cpu", output=tmp_path, tta=tta)) for tta in (False, True))
+    images, _ = next(iter(loader))
+    one, _ = plain.predict(model, loader)
+    both, labels = mirrored.predict(model, loader)
+    assert torch.equal(labels, loader.dataset.labels)
+    with torch.no_grad():
+        torch.testing.assert_close(both, (one + model.eval()(images.flip(3))) / 2)
+
+
+def table(tmp_path: Path, target: str) -> Path:
+    """Write a table: y is twice a less b, c whether that is above 0."""
+    numbers = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+    rows = [f"{a:.3f},{b:.3f},{2 * a - b:.3f},{int(2 * a > b)}" for a, b in numbers.tolist()]
+    (tmp_path / "t.csv").write_text("a,b,y,c\n" + "\n".join(rows) + "\n")
+    kept = {"y": ["a", "b", "y"], "c": ["a", "b", "c"]}[target]
+    keep = [["a", "b", "y", "c"].index(k) for k in kept]
+    lines = [",".join(line.split(",")[k] for k in keep) for line in (tmp_path / "t.csv").read_text().splitlines()]
+    (tmp_path / f"{target}.csv").write_text("\n".join(lines) + "\n")
+    return convert(tmp_path / f"{target}.csv", tmp_path / f"{target}.fastload", target=[target], split={"valid": 0.25})
+
+
+@pytest.mark.parametrize(("loss", "target"), [("mse", "y"), ("bce", "c")])
+def test_amounts_and_yes_or_no(tmp_path: Path, loss: str, target: str) -> None:
+    path = table(tmp_path, target)
+    trainer = Trainer(TrainConfig(
+        device="cpu", output=tmp_path / "run", loss=loss, epochs=30, lr=0.1, log_with=None, weight_decay=0.0,  # type: ignore[arg-type]
+    ))  # fmt: skip
+    model = torch.nn.Linear(2, 1)
+    valid = Loader(open_dataset(path, "valid"), 4, shuffle=False)
+    result = trainer.fit(model, Loader(open_dataset(path), 8), valid)
+    outputs, labels = trainer.predict(model, valid)
+    found = trainer.evaluate(model, valid)
+    assert found.num_samples == len(labels) == len(outputs) == 10
+    if loss == "mse":
+        assert (found.accuracy, found.confusion) == (None, None)
+        assert found.mean_absolute_error == pytest.approx((outputs - labels).abs().mean().item(), abs=1e-6)
+        assert found.loss == pytest.approx((outputs - labels).square().mean().item(), abs=1e-6)
+        assert not (result.output / "confusion.csv").exists()
+        assert result.best.valid_loss == min(e.valid_loss or 9 for e in result.epochs)
+        assert result.best.mean_absolute_error is not None
+        assert result.best.mean_absolute_error < 0.1
+    else:
+        assert found.accuracy == ((outputs[:, 0] > 0) == labels).float().mean().item()
+        assert found.accuracy >= 0.8
+        said = torch.nn.functional.binary_cross_entropy_with_logits(outputs[:, 0], labels.float()).item()
+        assert found.loss == pytest.approx(said, abs=1e-6)
+
+
+def test_soft_labels(dataset: Path, tmp_path: Path) -> None:
+    trainer = Trainer(TrainConfig(device="cpu", output=tmp_path / "run", epochs=1, label_smoothing=0.1, log_with=None))
+    train = Loader(open_dataset(dataset), 4, augment=Augment([MixUp(num_classes=3)]))
+    result = trainer.fit(network(), train, Loader(open_dataset(dataset, "valid"), 4, shuffle=False))
+    assert math.isfinite(result.best.train_loss)
+
+
+def test_phases_have_their_own_parameters_rates_and_sizes(dataset: Path, tmp_path: Path) -> None:
+    trainer = Trainer(TrainConfig(device="cpu", output=tmp_path / "run", lr=0.01, schedule="constant", log_with=None))
+    model = network()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    seen: dict[str, set[int]] = {"head": set(), "all": set()}
+    frozen: dict[str, torch.Tensor] = {}
+
+    def watch(module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        if module.training:
+            head_only = not module[0].weight.requires_grad  # type: ignore[index, union-attr]
+            seen["head" if head_only else "all"].add(inputs[0].shape[2])
+            if head_only:
+                frozen.update({name: t.clone() for name, t in module.state_dict().items()})
+
+    model.register_forward_pre_hook(watch)
+    small = Loader(open_dataset(dataset), 4, augment=Augment([T.Resize(12)]))
+    phases = [Phase("head", 2, lr=0.05, trainable=("5",), train=small), Phase("all", 1)]
+    result = trainer.fit(model, Loader(open_dataset(dataset), 4), phases=phases)
+    assert seen == {"head": {12}, "all": {20}}
+    assert [(e.phase, e.lr) for e in result.epochs] == [("head", 0.05), ("head", 0.05), ("all", 0.01)]
+    changed = {name for name, t in frozen.items() if not torch.equal(t, before[name])}
+    assert changed == {"5.weight", "5.bias"}, "frozen weights and their batch statistics stay"
+    after = model.state_dict()
+    assert all(not torch.equal(t, before[name]) for name, t in after.items())
+    with pytest.raises(ConfigError, match="this model has 0, 1, 5"):
+        trainer.fit(network(), small, phases=[Phase("x", 1, trainable=("fc",))])
+    with pytest.raises(ConfigError, match="at least 1 epoch"):
+        Phase("x", 0)
+
+
+def test_patience_ends_a_phase_and_not_the_run(dataset: Path, tmp_path: Path) -> None:
+    trainer = Trainer(TrainConfig(device="cpu", output=tmp_path / "run", lr=1e-12, patience=1, log_with=None))
+    loaders = (Loader(open_dataset(dataset, split), 4, shuffle=split == "train") for split in ("train", "valid"))
+    result = trainer.fit(network(), *loaders, phases=[Phase("a", 5), Phase("b", 5)])
+    assert [e.phase for e in result.epochs] == ["a", "a", "b"]
+
+
+def test_compiled_in_place_keys_keep_their_names(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compiled(module: torch.nn.Module) -> None:  # the real one takes half a minute
+        module._compiled_call_impl = module._call_impl
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compiled)
+    result, model, _ = fit(dataset, tmp_path / "run", epochs=1, compile=True, ema=0.9, log_with=None)
+    assert load_file(result.output / "last.safetensors").keys() == network().state_dict().keys()
+    assert model._compiled_call_impl is not None
+
+
+def test_deterministic_mode(dataset: Path, tmp_path: Path) -> None:
+    try:
+        runs = [fit(dataset, tmp_path / name, epochs=2, deterministic=True, log_with=None)[1] for name in "ab"]
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for a, b in zip(*(model.state_dict().values() for model in runs), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_gradients_are_scaled_and_a_run_goes_on(dataset: Path, tmp_path: Path) -> None:
+    settings = {"device": "cuda", "mixed_precision": "fp16", "epochs": 2, "log_with": None, "ema": 0.9}
+    result, model, _ = fit(dataset, tmp_path / "run", **settings)
+    assert math.isfinite(result.epochs[-1].train_loss)
+    assert next(model.parameters()).is_cuda
+    with safe_open(result.output / "state.safetensors", framework="pt") as state:
+        assert json.loads(state.metadata()["fastload"])["scaler"]["scale"] > 1
+        assert any(name.startswith("generator.cuda") for name in state.keys())  # noqa: SIM118 - no dict
+    again, _, _ = fit(dataset, tmp_path / "run", resume=True, **settings)
+    assert again.epochs == result.epochs
+
+
+def test_half_precision_by_scaling_is_for_gpus() -> None:
+    with pytest.raises(ConfigError, match="bf16"):
+        Trainer(TrainConfig(device="cpu", mixed_precision="fp16"))
+
+
+def test_the_tracker_has_curves_pictures_and_a_graph_and_the_trace_steps(dataset: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    result, _, _ = fit(dataset, tmp_path / "run", epochs=2, trace=True)
+    events = EventAccumulator(str(result.output)).Reload()
+    tags = events.Tags()
+    assert {"train_loss", "valid_loss", "accuracy", "lr", "images_per_second"} <= set(tags["scalars"])
+    assert [s.value for s in events.Scalars("accuracy")] == pytest.approx([e.accuracy for e in result.epochs])
+    assert tags["images"] == ["images"]
+    picture = events.Images("images")[0]
+    assert (picture.width, picture.height) == (4 * 22 + 2, 22 + 2)  # four images of 20 with a border of 2
+    assert tags["graph"]
+    trace = json.loads((result.output / "trace.json").read_text())
+    assert any("conv" in e.get("name", "") for e in trace["traceEvents"])
+    with pytest.raises(ConfigError, match="no tracker"):
+        Trainer(TrainConfig(log_with="nonsense"))
+
+
+def test_what_is_confused_with_what(dataset: Path, tmp_path: Path) -> None:
+    result, _, trainer = fit(dataset, tmp_path / "run", epochs=3, log_with=None)
+    valid = Loader(open_dataset(dataset, "valid"), 7, shuffle=False)
+    best = network()
+    load_matching(best, result.output / "best.safetensors")
+    outputs, labels = trainer.predict(best, valid)
+    expected = [[int(((labels == t) & (outputs.argmax(1) == s)).sum()) for s in range(3)] for t in range(3)]
+    header, *rows = [line.split(",") for line in (result.output / "confusion.csv").read_text().splitlines()]
+    assert header == ["true class", "ant", "bee", "wasp"]
+    assert [[int(n) for n in row[1:]] for row in rows] == expected
+    lines = (result.output / "per_class.csv").read_text().splitlines()
+    assert lines[1] == f"ant,3,{expected[0][0]},{expected[0][0] / 3:.4f}"
+    with Image.open(result.output / "confusion.png") as picture:
+        assert picture.width > 300
+
+
+def test_hostile_class_names_are_drawn(tmp_path: Path) -> None:
+    names = ['a,"b"', "$x_1$", "\x1b[31mred"]
+    write_confusion(tmp_path, torch.eye(3).long(), names)
+    draw_confusion(tmp_path)
+    assert (tmp_path / "confusion.png").exists()
+    assert "\x1b" not in (tmp_path / "confusion.csv").read_text()
 
 
 def rates(**config: object) -> list[float]:
@@ -115,6 +323,12 @@ def test_schedules() -> None:
     step = rates(epochs=5, schedule="step", step_epochs=2, gamma=0.1)
     assert step == pytest.approx([1.0] * 10 + [0.1] * 10 + [0.01] * 5)
     assert rates(epochs=2, schedule="constant") == [1.0] * 10
+    cycle = rates(epochs=4, schedule="one_cycle")
+    assert (cycle[0], max(cycle), cycle.index(max(cycle))) == (pytest.approx(0.04), 1.0, 6)
+    assert cycle[:7] == sorted(cycle[:7])
+    assert cycle[6:] == sorted(cycle[6:], reverse=True)
+    assert cycle[-1] < 0.02
+    assert rates(epochs=4, schedule="one_cycle", warmup_epochs=1).index(1.0) == 5
     warm = rates(epochs=3, schedule="constant", warmup_epochs=1)
     assert warm[:6] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1.0])
 
@@ -129,7 +343,8 @@ def test_norms_and_biases_do_not_decay() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [{"epochs": 0}, {"lr": 0}, {"lr": float("nan")}, {"schedule": "random"}, {"optimizer": "x"}, {"patience": 0},
-     {"label_smoothing": 1.0}, {"weight_decay": -1}, {"mixed_precision": "fp8"}, {"monitor": "x"}, {"max_steps": 0}],
+     {"label_smoothing": 1.0}, {"weight_decay": -1}, {"mixed_precision": "fp8"}, {"monitor": "x"}, {"max_steps": 0},
+     {"accumulate": 0}, {"ema": 1.0}, {"loss": "x"}, {"save_every_steps": 0}, {"label_smoothing": 0.1, "loss": "mse"}],
 )  # fmt: skip
 def test_wrong_settings_are_refused_when_made(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):

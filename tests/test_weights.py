@@ -1,0 +1,156 @@
+"""Published weights: found where they lie, said where not; no network is used."""
+
+import threading
+import time
+import urllib.error
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+
+from fastload import weights as module
+from fastload.errors import CheckpointError, ConfigError
+from fastload.weights import build, export, find_published, resolve
+
+NAME = "resnet18.tv_in1k"
+
+
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give this test empty caches, and no network."""
+
+    def no_network(*_: object, **__: object) -> None:
+        raise urllib.error.URLError("no network in tests")
+
+    monkeypatch.delenv("FASTLOAD_WEIGHTS", raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file such as the published one: of 1000 classes."""
+    file = tmp_path_factory.mktemp("published") / "model.safetensors"
+    torch.manual_seed(5)
+    save_file(timm.create_model("resnet18").state_dict(), file)
+    return file
+
+
+def test_absent_it_names_every_place_and_the_command(nowhere: Path) -> None:
+    begin = time.monotonic()
+    with pytest.raises(CheckpointError) as error:
+        resolve("auto", NAME)
+    assert time.monotonic() - begin < 5
+    for said in (
+        "$FASTLOAD_WEIGHTS is not set", f"{nowhere}/hub", "timm/resnet18.tv_in1k", "checkpoints/resnet18-f37072fd.pth",
+        "cannot be reached (no network in tests)", f"fastload weights {NAME} -o FILE.safetensors", "--weights none",
+    ):  # fmt: skip
+        assert said in str(error.value)
+
+
+def test_a_host_that_never_answers_costs_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = threading.Event()
+
+    def never(*_: object, **__: object) -> None:
+        answered.wait(60)
+        raise urllib.error.URLError("late")
+
+    monkeypatch.setattr(module, "PROBE_SECONDS", 0.05)
+    monkeypatch.setattr("urllib.request.urlopen", never)
+    try:
+        with pytest.raises(CheckpointError, match=r"no answer in 0\.05 s"):
+            resolve("auto", NAME)
+    finally:
+        answered.set()
+
+
+def test_offline_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match="HF_HUB_OFFLINE is set"):
+        resolve("auto", NAME)
+
+
+def in_hub_cache(root: Path, published: Path) -> None:
+    folder = root / "hub" / "models--timm--resnet18.tv_in1k"
+    (folder / "snapshots" / "abc").mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("abc")
+    (folder / "snapshots" / "abc" / "model.safetensors").write_bytes(published.read_bytes())
+
+
+def in_torch_cache(root: Path, published: Path) -> None:
+    folder = root / "torch" / "checkpoints"
+    folder.mkdir(parents=True)
+    torch.save(load_file(published), folder / "resnet18-f37072fd.pth")
+
+
+def test_the_places_in_their_order(nowhere: Path, published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_torch_cache(nowhere, published)
+    model, origin = build(NAME, 5, "auto")
+    assert origin == f"{NAME}, torch hub cache (resnet18-f37072fd.pth); left as they were: fc.weight, fc.bias"
+    assert torch.equal(model.conv1.weight, load_file(published)["conv1.weight"])  # type: ignore[union-attr, arg-type]
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 5)
+    in_hub_cache(nowhere, published)
+    found = resolve("auto", NAME)
+    assert found is not None
+    assert found.origin == "timm/resnet18.tv_in1k, Hugging Face cache"
+    folder = nowhere / "mine"
+    folder.mkdir()
+    monkeypatch.setenv("FASTLOAD_WEIGHTS", str(folder))
+    assert resolve("auto", NAME) == found  # the folder does not have it
+    export(NAME, folder / f"{NAME}.safetensors")
+    found = resolve("auto", NAME)
+    assert found is not None
+    assert found.file.parent == folder
+    assert load_file(found.file).keys() == load_file(published).keys()
+    monkeypatch.setenv("FASTLOAD_WEIGHTS", str(published))
+    found = resolve("auto", NAME)
+    assert found is not None
+    assert found.file == published
+
+
+def test_a_file_and_none(published: Path, tmp_path: Path) -> None:
+    assert resolve("none", NAME) is None
+    assert resolve(None, NAME) is None
+    _, origin = build("resnet18", 1000, published)
+    assert origin == "model.safetensors"
+    torch.manual_seed(0)
+    model, origin = build("resnet18", 3, "none")
+    assert origin == "none: from scratch"
+    with pytest.raises(CheckpointError, match="another model"):
+        build("resnet34", 3, published)
+    with pytest.raises(CheckpointError, match="no such file"):
+        build("resnet18", 3, tmp_path / "nothing.pth")
+    torch.save(model, tmp_path / "code.pth")
+    with pytest.raises(CheckpointError, match="cannot be read as weights"):
+        build("resnet18", 3, tmp_path / "code.pth")
+    with pytest.raises(ConfigError, match=r"call it a\.safetensors"):
+        export("resnet18", tmp_path / "a.pth")
+
+
+def test_names() -> None:
+    assert find_published("resnet18").name == "resnet18.a1_in1k"
+    assert find_published("squeezenet1_0").repo is None
+    assert str(find_published("squeezenet1_0").url).endswith(".pth")
+    vit = find_published("vit_tiny_patch16_224")
+    assert (vit.repo, vit.url) == ("timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k", None)  # not an .npz
+    with pytest.raises(ConfigError, match=r"resnet18\.tv_in1k"):
+        find_published("resnet18.nonsense")
+    with pytest.raises(ConfigError, match="did you mean"):
+        find_published("resnet1")
+    with pytest.raises(ConfigError, match="neither"):
+        build("nonsense\x1b", 3, "none")
+
+
+def test_a_vit_of_another_image_size_keeps_its_positions(tmp_path: Path) -> None:
+    small = {"embed_dim": 32, "depth": 1, "num_heads": 2}
+    large = timm.create_model("vit_tiny_patch16_224", img_size=64, **small)
+    save_file(large.state_dict(), tmp_path / "vit.safetensors")
+    model, origin = build("vit_tiny_patch16_224", 5, tmp_path / "vit.safetensors", img_size=96, **small)
+    assert origin == "vit.safetensors; left as they were: head.weight, head.bias"
+    assert model.pos_embed.shape == (1, 37, 32)  # type: ignore[union-attr]
