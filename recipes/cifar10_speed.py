@@ -1,14 +1,13 @@
-"""CIFAR-10 to 94% in as few seconds as an honest, general loader and augmentation allow. For a GPU.
+"""CIFAR-10 towards 94% in as few seconds as an honest, general loader and augmentation allow. For a GPU.
 
 fastload convert cifar10 --size 32                    # cifar10/{train,test}/CLASS/, or torchvision:CIFAR10 --root data
 python recipes/cifar10_speed.py cifar10.fastload --compile --runs 10
-python recipes/cifar10_speed.py cifar10.fastload --compile --epochs 40 --cutout 12    # slower, and better
+python recipes/cifar10_speed.py cifar10.fastload --compile --epochs 40 --cutout 12    # slower, for more than 94%
 
-The ideas are public: the network's shape, whitening as its first layer, the alternating flip, fast shifts instead of
-scales, and most of the numbers are Keller Jordan's ("94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024, and
-github.com/KellerJordan/cifar10-airbench); whitening and label smoothing at this speed are Tysam Balsam's (hlb-CIFAR10)
-and David Page's ("How to Train Your ResNet"). What differs: the code, and that images come through the same
-Loader, Augment and Trainer as in every other recipe. Seconds are those of `fit`: all epochs, compiling included.
+The ideas are public: the network's shape, whitening as its first layer, the alternating flip and most of the numbers
+are Keller Jordan's ("94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024, github.com/KellerJordan/cifar10-airbench);
+whitening and label smoothing at this speed are Tysam Balsam's (hlb-CIFAR10) and David Page's ("How to Train Your
+ResNet"). The code is our own, and images come through the Loader, Augment and Trainer of every other recipe.
 
 MEASURED
 """
@@ -46,7 +45,7 @@ class Settings(fastload.TrainConfig):
     width: int = 64
     """Channels of the first block; the others have four times as many."""
     cutout: int = 0
-    """Side of the square that is hidden in each training image; 0 hides none, as is best for few epochs."""
+    """Side of the square that is hidden in each training image; 0 hides none."""
     batch_size: int = 1024
     """Images per process and step."""
     epochs: int = 10
