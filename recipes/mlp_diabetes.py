@@ -57,7 +57,10 @@ def main(s: Settings) -> None:
     """Train once per fold; tell the accuracy of all, and that of always saying what is most frequent."""
     dataset = fastload.open_dataset(s.dataset, "train")
     if not dataset.is_table or len(dataset.classes) != 2 or not 2 <= s.folds <= len(dataset):
-        raise ConfigError(f"{printable(s.dataset)}, --folds {s.folds}: a table with two classes, and 2 folds or more.")
+        raise ConfigError(
+            f"{printable(s.dataset)} holds {dataset.sample} of {len(dataset.classes)} classes, --folds is {s.folds}; "
+            "a table with two classes is needed, and 2 folds or more."
+        )
     features, labels = torch.cat(dataset.shards), dataset.labels
     # Conversion has put the rows in a random order, so every n-th row is a fair share.
     fold_of = torch.arange(len(labels)) % s.folds
