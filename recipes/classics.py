@@ -7,7 +7,8 @@ python recipes/classics.py cifar10.fastload --model resnet18 --init kaiming
 AlexNet, VGG11, GoogLeNet and ResNet-18 are torchvision's, made for photographs of 224 pixels: small images are
 made larger (--size), and small classes of digits do not need so much.
 
-MEASURED
+Measured: LeNet, Xavier, on MNIST 96.2% (best epoch 96.4%); 10 epochs in 392 s. On 2 cores of AMD EPYC, shared with
+other work; torch 2.11.0, Python 3.11.7, 2026-11-21.
 """
 
 from __future__ import annotations

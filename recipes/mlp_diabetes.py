@@ -62,8 +62,9 @@ def main(s: Settings) -> None:
             "a table with two classes is needed, and 2 folds or more."
         )
     features, labels = torch.cat(dataset.shards), dataset.labels
-    # Conversion has put the rows in a random order, so every n-th row is a fair share.
-    fold_of = torch.arange(len(labels)) % s.folds
+    # Every n-th row of each class: conversion has put the rows in a random order.
+    fold_of = torch.empty_like(labels)
+    fold_of[labels.argsort(stable=True)] = torch.arange(len(labels)) % s.folds
     results = []
     for fold in range(s.folds):
         trainer = fastload.Trainer(replace(s, output=s.output / f"fold-{fold + 1}"))
@@ -80,7 +81,7 @@ def main(s: Settings) -> None:
     if trainer.is_main:
         share = labels.float().mean().item()
         beside = f"always the more frequent class {max(share, 1 - share):.1%}"
-        tell(results, s, dataset, what=f"{s.folds}-fold cross-validation", beside=beside)
+        tell(results, s, dataset, what=f"stratified {s.folds}-fold cross-validation", beside=beside)
 
 
 if __name__ == "__main__":

@@ -192,11 +192,12 @@ def test_a_column_is_as_it_stood_in_the_table(recipe, tmp_path: Path) -> None:  
 def test_mlp_diabetes_validates_every_row_once(recipe, patients: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
     module = recipe("mlp_diabetes")
     module.main(module.Settings(dataset=patients, folds=4, output=tmp_path / "run", **FEW))
-    samples = 0
+    counts = []
     for fold in range(1, 5):
         with (tmp_path / "run" / f"fold-{fold}" / "per_class.csv").open() as file:
-            samples += sum(int(row["samples"]) for row in csv.DictReader(file))
-    assert samples == 23
+            counts.append([int(row["samples"]) for row in csv.DictReader(file)])
+    assert np.sum(counts, 0).tolist() == [8, 15]
+    assert (np.ptp(counts, 0) <= 1).all(), "each fold has its share of both classes"
     summary = result_of(tmp_path / "run")
     shares = [result_of(tmp_path / "run" / f"fold-{n}")["epochs"][-1]["accuracy"] for n in range(1, 5)]
     assert summary["accuracy"] == pytest.approx(np.mean(shares), abs=1e-4)
