@@ -60,8 +60,8 @@ def outcome(result: dict[str, Any]) -> str:
         return f"mean absolute error {last['mean_absolute_error']:.2f}" + (f"; {beside}" if beside else "")
     if last["accuracy"] is None:
         return f"training loss {last['train_loss']:.3f}"
-    more = f" (best epoch {best['accuracy']:.1%})" if best["accuracy"] > last["accuracy"] else ""
-    return f"{last['accuracy']:.1%}{more}"
+    shown, best_shown = f"{last['accuracy']:.1%}", f"{best['accuracy']:.1%}"
+    return shown if shown == best_shown else f"{shown} (best epoch {best_shown})"
 
 
 def _table(results: dict[str, dict[str, Any]]) -> str:
