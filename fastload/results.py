@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ class Epoch:
         if best is None or self.valid_loss is None or best.valid_loss is None:
             return True
         if monitor == "loss" or self.accuracy is None or best.accuracy is None:
-            return self.valid_loss < best.valid_loss
+            return self.valid_loss < best.valid_loss or math.isnan(best.valid_loss)
         return self.accuracy > best.accuracy
 
     def __str__(self) -> str:

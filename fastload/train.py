@@ -21,7 +21,7 @@ from fastload.evaluation import Evaluation, Totals, draw_confusion, loss_of, sum
 from fastload.loader import Loader
 from fastload.optim import train_mode
 from fastload.phases import Phase, Run
-from fastload.profiling import judge
+from fastload.profiling import Timing, judge
 from fastload.profiling.report import write_json
 from fastload.results import Epoch, TrainResult, make_output, names_of, report, shown_settings
 from fastload.resuming import STATE_NAME, read_state, restore_generators, settings_of
@@ -111,9 +111,9 @@ class Trainer:
 
     def predict(self, model: torch.nn.Module, loader: Loader) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (outputs [N, K] float32, labels) of the loader's samples in its order, on the CPU of every rank."""
-        batches = [self.accelerator.gather(batch) for batch in self._outputs(model, loader)]
+        batches = [[t.cpu() for t in self.accelerator.gather(batch)] for batch in self._outputs(model, loader)]
         # Padding is all at the end, of the last step in the order of ranks.
-        outputs, labels = (torch.cat(parts)[: loader.shares.num_samples].cpu() for parts in zip(*batches, strict=True))
+        outputs, labels = (torch.cat(parts)[: loader.shares.num_samples] for parts in zip(*batches, strict=True))
         return outputs, labels
 
     @torch.no_grad()
@@ -160,18 +160,23 @@ class Trainer:
                 if has_stepped and self.config.save_every_steps and not position.updates % self.config.save_every_steps:
                     position.loss_sum, position.num_samples = accelerator.reduce(sums, "sum").tolist()
                     run.save()
-        loss_sum, count = accelerator.reduce(sums, "sum").tolist()
-        seconds, after = time.perf_counter() - begin, run.meter.result()
+        return self._figures(run, sums, begin=begin, count_before=done, timing_before=before)
+
+    def _figures(
+        self, run: Run, sums: torch.Tensor, *, begin: float, count_before: float, timing_before: Timing
+    ) -> tuple[Epoch, Evaluation | None]:
+        """Evaluate, and return what an epoch came to whose losses and samples are in `sums`."""
+        loss_sum, count = self.accelerator.reduce(sums, "sum").tolist()  # waits for the device
+        seconds = time.perf_counter() - begin
+        number, lr, timing = len(run.position.epochs), run.position.lr, run.meter.result()
         if not math.isfinite(loss_sum):
-            raise TrainError(
-                f"the training loss is {loss_sum} in epoch {number}; use a smaller lr than {position.lr:g}."
-            )
+            raise TrainError(f"the training loss is {loss_sum} in epoch {number}; use a smaller lr than {lr:g}.")
         found = None if run.valid is None else self.evaluate(run.kept, run.valid)
-        wall = after.wall_seconds - before.wall_seconds
+        wall = timing.wall_seconds - timing_before.wall_seconds
         epoch = Epoch(
-            epoch=number, phase=run.phase.name, lr=position.lr, train_loss=loss_sum / count, seconds=seconds,
-            images_per_second=(count - done) / seconds, **({} if found is None else found.figures),
-            data_wait=(after.wait_seconds - before.wait_seconds) / wall if wall > 0 else None,
+            epoch=number, phase=run.phase.name, lr=lr, train_loss=loss_sum / count, seconds=seconds,
+            images_per_second=(count - count_before) / seconds, **({} if found is None else found.figures),
+            data_wait=(timing.wait_seconds - timing_before.wait_seconds) / wall if wall > 0 else None,
         )  # fmt: skip
         return epoch, found
 

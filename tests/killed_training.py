@@ -9,8 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-import matplotlib.figure  # noqa: F401 - once, and not in every process
-import timm  # noqa: F401
+import timm  # noqa: F401 - once, and not in every process
 import torch
 
 from fastload import Augment, Loader, TrainConfig, Trainer, open_dataset
@@ -44,8 +43,8 @@ def train(output: Path, resume: bool, kill_at_batch: int | None, kill_at_rename:
 
     sys.addaudithook(at_rename)
     trainer = Trainer(TrainConfig(
-        output=output, device="cpu", lr=0.02, ema=0.9, accumulate=2, save_every_steps=1, resume=resume, log_with=None,
-        warmup_epochs=0.5,
+        output=output, device="cpu", lr=0.02, ema=0.9, accumulate=2, save_every_steps=1, resume=resume,
+        warmup_epochs=0.5, log_with=None, max_steps=99,
     ))  # fmt: skip
     model = Network()
     batches = 0

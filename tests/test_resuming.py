@@ -57,7 +57,9 @@ def test_two_ranks_stay_the_same_when_layers_unfreeze_and_count_every_sample_onc
 
 
 def fit(dataset: Path, output: Path, model: torch.nn.Module | None = None, **config: object) -> None:
-    trainer = Trainer(TrainConfig(**{"device": "cpu", "log_with": None, "output": output, "epochs": 2, **config}))  # type: ignore[arg-type]
+    trainer = Trainer(
+        TrainConfig(**{"device": "cpu", "log_with": None, "max_steps": 99, "output": output, "epochs": 2, **config})
+    )  # type: ignore[arg-type]
     trainer.fit(model or network(), Loader(open_dataset(dataset), 5))
 
 

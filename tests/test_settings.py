@@ -135,7 +135,9 @@ def test_saved_settings_are_read_again(tmp_path: Path) -> None:
 def test_a_run_leaves_its_settings(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "other").touch()
-    settings = Settings(dataset=dataset, output=tmp_path / "run", device="cpu", epochs=1, size=7, log_with=None)
+    settings = Settings(
+        dataset=dataset, output=tmp_path / "run", device="cpu", epochs=1, size=7, log_with=None, max_steps=2
+    )
     trainer = Trainer(settings)
     loader = Loader(open_dataset(dataset), 4)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(20 * 20 * 3, 3))

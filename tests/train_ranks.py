@@ -9,12 +9,12 @@ import sys
 import traceback
 from pathlib import Path
 
-import matplotlib.figure  # noqa: F401 - once, and not on every rank
-import timm  # noqa: F401
+import timm  # noqa: F401 - once, and not in every process
 import torch
 from safetensors.torch import save_file
 
 from fastload import Augment, Loader, TrainConfig, Trainer, open_dataset
+from fastload.errors import ConfigError
 from fastload.train import Phase
 
 
@@ -37,7 +37,7 @@ def loader(split: str, batch_size: int) -> Loader:
 def fit(output: Path, *, stop_at: int | None = None, resume: bool = False) -> tuple[Trainer, torch.nn.Module]:
     trainer = Trainer(TrainConfig(
         device="cpu", output=output, lr=0.05, optimizer="sgd", ema=0.9, save_every_steps=1, resume=resume,
-        clip_grad_norm=5.0, log_with=None,
+        clip_grad_norm=5.0, log_with=None, max_steps=99,
     ))  # fmt: skip
     model, batches = network(), 0
 
@@ -61,6 +61,11 @@ def one_rank(rank: int) -> None:
     except StopHereError:
         pass
     fit(out / "stopped", resume=True)
+    try:
+        Trainer(TrainConfig(device="cpu", sync_batchnorm=True))
+        raise AssertionError
+    except ConfigError:
+        pass
     trainer, model = fit(out / "whole")
     assert trainer.accelerator.num_processes == 2
     found = {}
