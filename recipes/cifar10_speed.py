@@ -9,7 +9,7 @@ are Keller Jordan's ("94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024, gi
 whitening and label smoothing at this speed are Tysam Balsam's (hlb-CIFAR10) and David Page's ("How to Train Your
 ResNet"). The code is our own, and images come through the Loader, Augment and Trainer of every other recipe.
 
-MEASURED
+Not measured on a GPU yet; on a CPU it was run for a few steps only.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ fastload convert mnist --size 28 --split valid=0.2    # mnist/: the idx files, a
 python recipes/classics.py mnist.fastload --model lenet --init xavier
 python recipes/classics.py cifar10.fastload --model resnet18 --init kaiming
 
-AlexNet, VGG11, GoogLeNet and ResNet-18 are torchvision's, made for photographs of 224 pixels: small images are
-made larger (--size), and small classes of digits do not need so much.
+AlexNet, VGG11, GoogLeNet and ResNet-18 are torchvision's, made for photographs of 224 pixels: small images are made
+larger for them (--size). VGG11 has 129 million weights, AlexNet 57, LeNet 0.06.
 
 Measured: LeNet, Xavier, on MNIST 96.2% (best epoch 96.4%); 10 epochs in 392 s. On 2 cores of AMD EPYC, shared with
 other work; torch 2.11.0, Python 3.11.7, 2026-11-21.
