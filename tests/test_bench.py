@@ -108,7 +108,9 @@ def test_a_table_of_training_runs_has_a_row_each(tmp_path: Path) -> None:
     (tmp_path / "recipes").mkdir()
     shutil.copytree(ROOT / "bench" / "results", tmp_path / "bench" / "results")
     table = tmp_path / "recipes" / "README.md"
-    table.write_text("before\n<!-- rows: recipes_mlp_temps recipes_mlp_diabetes -->\nan outdated row\n<!-- end -->\nafter\n")
+    table.write_text(
+        "before\n<!-- rows: recipes_mlp_temps recipes_mlp_diabetes -->\nan outdated row\n<!-- end -->\nafter\n"
+    )
     assert not update(tmp_path, check=True)
     assert update(tmp_path, check=False)
     assert update(tmp_path, check=True)
