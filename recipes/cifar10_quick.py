@@ -7,9 +7,9 @@ python recipes/cifar10_quick.py cifar10.fastload --relu --augment --momentum 0.9
 
 The notes' network has no ReLU: between its convolutions only max pooling is not linear.
 
-So far: 60.2% after 5 of the 10 epochs, on 2 cores of AMD EPYC, shared with other work (42.4, 49.9, 55.0, 58.2% before;
-the cores were taken before the rest was done). What --relu and --augment change has not been measured yet. CIFAR-10 was
-re-encoded as JPEG here, which may cost a little. torch 2.11.0, Python 3.11.7, 2026-11-21.
+So far: 60.2% after 5 of the 10 epochs (42.4, 49.9, 55.0 and 58.2% before), on CIFAR-10 re-encoded as JPEG. The other
+epochs, and what --relu and --augment change, are still to be measured. On 2 cores of AMD EPYC, shared with other work;
+torch 2.11.0, Python 3.11.7, 2026-11-21.
 """
 
 from __future__ import annotations
