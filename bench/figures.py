@@ -1,4 +1,4 @@
-"""`bench figures`: the figures of README.md come from bench/results/*.json, and from nowhere else."""
+"""`bench figures`: the figures of the READMEs come from bench/results/*.json, and from nowhere else."""
 
 from __future__ import annotations
 
@@ -8,31 +8,77 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+DOCUMENTS = ("README.md", "recipes/README.md")
 _BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_ROWS = re.compile(r"(<!-- rows: (\w+(?: \w+)*) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def update(root: Path, *, check: bool) -> bool:
-    """Write every block `<!-- figures: NAME -->` of README.md anew from `bench/results/NAME.json`.
+    """Write every block `<!-- figures: NAME -->` of the documents anew from `bench/results/NAME.json`.
+
+    `<!-- rows: NAME NAME ... -->` is a table of training runs, a row each.
 
     Args:
         root: the repository.
         check: change nothing; return False where a block differs.
     """
-    readme = root / "README.md"
-    old = readme.read_text(encoding="utf-8")
+
+    def result_of(name: str) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((root / "bench" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+        return content
 
     def block(match: re.Match[str]) -> str:
-        result = json.loads((root / "bench" / "results" / f"{match[2]}.json").read_text(encoding="utf-8"))
+        result = result_of(match[2])
         return f"{match[1]}{_RENDER[result['schema']](result)}\n{_origin(result, match[2])}\n{match[3]}"
 
-    new = _BLOCK.sub(block, old)
-    if check:
-        if new != old:
-            print("README.md differs from bench/results; run: bench figures")
-        return new == old
-    if new != old:
-        readme.write_text(new, encoding="utf-8")
-    return True
+    def rows(match: re.Match[str]) -> str:
+        return f"{match[1]}{_table({name: result_of(name) for name in match[2].split()})}\n{match[3]}"
+
+    same = True
+    for name in DOCUMENTS:
+        document = root / name
+        if not document.exists():
+            continue
+        old = document.read_text(encoding="utf-8")
+        new = _ROWS.sub(rows, _BLOCK.sub(block, old))
+        same = same and new == old
+        if check and new != old:
+            print(f"{name} differs from bench/results; run: bench figures")
+        elif new != old:
+            document.write_text(new, encoding="utf-8")
+    return same or not check
+
+
+def outcome(result: dict[str, Any]) -> str:
+    """Return what a training run came to, in the words that a recipe's header and the table of recipes use."""
+    if result["schema"] == "fastload-runs":
+        shown = f"{result['accuracy']:.1%} ({result['what']}, deviation {result['deviation']:.1%})"
+        return f"{shown}; {result['beside']}" if result.get("beside") else shown
+    last, best = result["epochs"][-1], result["best"]
+    if last.get("mean_absolute_error") is not None:
+        beside = ", ".join(f"{name} {error:.2f}" for name, error in result.get("baselines", {}).items())
+        return f"mean absolute error {last['mean_absolute_error']:.2f}" + (f"; {beside}" if beside else "")
+    if last["accuracy"] is None:
+        return f"training loss {last['train_loss']:.3f}"
+    shown, best_shown = f"{last['accuracy']:.1%}", f"{best['accuracy']:.1%}"
+    return shown if shown == best_shown else f"{shown} (best epoch {best_shown})"
+
+
+def _table(results: dict[str, dict[str, Any]]) -> str:
+    lines = [
+        "| command | data | epochs | seconds | accuracy after the last epoch | measured |",
+        "|---|---|---:|---:|---|---|",
+    ]
+    for name, result in results.items():
+        machine, data = result["machine"], result["data"]
+        where = ", ".join(machine["gpus"]) or f"{machine['cores']} cores of {machine['cpu']}"
+        epochs = result["config"]["epochs"] if result["schema"] == "fastload-runs" else len(result["epochs"])
+        lines.append(
+            f"| `{result['command']}` | {data['name']}, {data['train']:,} | {epochs} | {result['seconds']:,.0f} | "
+            f"{outcome(result)} | [{where}, torch {result['versions']['torch']}, {result['date']}]"
+            f"(../bench/results/{name}.json) |"
+        )
+    return "\n".join(lines)
 
 
 def _origin(result: dict[str, Any], name: str) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.figures import update
+from bench.figures import outcome, update
 from bench.peers import find_pair, training_folder
 from bench.training import Options, measure
 from fastload.errors import FastloadError
@@ -112,6 +112,27 @@ def test_a_changed_figure_is_found_and_mended(tmp_path: Path) -> None:
     assert not update(tmp_path, check=True)
     assert update(tmp_path, check=False)
     assert readme.read_text() == original
+
+
+def test_a_table_of_training_runs_has_a_row_each(tmp_path: Path) -> None:
+    (tmp_path / "recipes").mkdir()
+    shutil.copytree(ROOT / "bench" / "results", tmp_path / "bench" / "results")
+    table = tmp_path / "recipes" / "README.md"
+    table.write_text(
+        "before\n<!-- rows: recipes_mlp_temps recipes_mlp_diabetes -->\nan outdated row\n<!-- end -->\nafter\n"
+    )
+    assert not update(tmp_path, check=True)
+    assert update(tmp_path, check=False)
+    assert update(tmp_path, check=True)
+    text = table.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "outdated" not in text
+    for name in ("recipes_mlp_temps", "recipes_mlp_diabetes"):
+        result = json.loads((ROOT / "bench" / "results" / f"{name}.json").read_text())
+        (row,) = (line for line in text.splitlines() if f"`{result['command']}`" in line)
+        assert outcome(result) in row
+        assert f"{result['data']['train']:,}" in row
 
 
 def test_results_name_machine_versions_data_command_and_date() -> None:

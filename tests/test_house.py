@@ -234,7 +234,9 @@ def test_nothing_is_pickled() -> None:
 
 
 def test_no_dead_links_in_the_documents() -> None:
-    for document in [ROOT / n for n in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "launch/README.md")]:
+    for document in [
+        ROOT / n for n in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "launch/README.md", "recipes/README.md")
+    ]:
         for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
             if "://" not in target:
                 assert (document.parent / target).exists(), f"{document.name}: {target}"

@@ -13,6 +13,7 @@ from fastload.records import UNLABELLED, Source
 from fastload.sources import lists, tables
 from fastload.sources.filenames import looks_like_file_names, read_file_names
 from fastload.sources.folders import read_class_folders
+from fastload.sources.idx import looks_like_idx, read_idx
 from fastload.sources.libraries import read_huggingface, read_torchvision
 from fastload.sources.lists import read_list
 from fastload.sources.names import with_names_beside, with_names_from
@@ -53,6 +54,7 @@ LAYOUTS = {
     "class-folders": _Layout(read=lambda spec, o: read_class_folders(as_place(spec)), is_folder=True),
     "file-names": _Layout(read=lambda spec, o: read_file_names(as_place(spec)), is_folder=True),
     "sidecars": _Layout(read=lambda spec, o: read_sidecars(as_place(spec)), is_folder=True),
+    "idx": _Layout(read=lambda spec, o: read_idx(as_place(spec)), is_folder=True),
     "list": _Layout(
         read=lambda spec, o: read_list(
             as_place(spec),
@@ -199,6 +201,8 @@ def _find_folder_layout(root: Place) -> str:
     if looks_like_file_names(root):
         return "file-names"
     if not has_image(root):
+        if looks_like_idx(root):
+            return "idx"
         for suffix, layout in ((".tar", "webdataset"), (".parquet", "parquet")):
             if _holds(root, suffix):
                 return layout
