@@ -28,7 +28,7 @@ import transfer_ants_bees
 import vit_flowers
 
 pytestmark = pytest.mark.usefixtures("no_accelerate_left")
-README = ROOT / "recipes" / "README_photos.md"
+README = ROOT / "recipes" / "README.md"
 SIZE = 40
 FEW: dict[str, Any] = {
     "batch_size": 3,

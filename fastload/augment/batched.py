@@ -70,6 +70,7 @@ class Batch:
 
     def run(self, out: torch.Tensor, *, planar: bool) -> None:
         """Fill `out`, [N, C, S, T] of float32, or of uint8 with channels last."""
+        assert out.shape[2:] == tuple(self._size), "compiled code looks at no bounds"
         flat, nothing = out.permute(0, 2, 3, 1) if not planar else out, np.empty(0, np.uint8)
         array = flat.reshape(-1).numpy()
         both = (array, nothing.view(np.float32)) if out.dtype == torch.uint8 else (nothing, array)
