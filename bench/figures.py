@@ -95,28 +95,18 @@ def _train(result: dict[str, Any]) -> str:
     best, config, data = result["best"], result["config"], result["data"]
     return (
         f"{result['model']} from scratch on {data['name']} ({data['train']:,} training images stored at "
-        f"{data['image'][0]} px, trained at {result.get('crop', result['size'])} px, {result['precision']}): **{best['accuracy']:.1%}** "
-        f"validation accuracy after epoch {best['epoch'] + 1} of {config['epochs']}, "
+        f"{data['image'][0]} px, trained at {result.get('crop', result['size'])} px, {result['precision']}): "
+        f"**{best['accuracy']:.1%}** validation accuracy after epoch {best['epoch'] + 1} of {config['epochs']}, "
         f"**{result['seconds'] / 60:.1f} minutes** in all, data wait {result['data_wait']:.1%}."
     )
 
 
 def _loader(result: dict[str, Any]) -> str:
-    if result["version"] == 1:
-        return _first_loader(result)
     baseline = result["baseline"]
     lines = [f"| loader alone | images/s | times {baseline} | first batch, s |", "|---|---:|---:|---:|"]
     for name, speed in result["images_per_second"].items():
         ratio, first = result["ratio_to_baseline"][name], result["first_batch_seconds"][name]
         lines.append(f"| {name} | {speed:,} | {ratio:.1f} | {first:.2f} |")
-    return "\n".join(lines)
-
-
-def _first_loader(result: dict[str, Any]) -> str:
-    lines = ["| loader alone | images/s | times the first |", "|---|---:|---:|"]
-    for name, speed in result["images_per_second"].items():
-        shown = f"{name}({result['settings']['workers']})" if name == "ImageFolder + DataLoader" else name
-        lines.append(f"| {shown} | {speed:,} | {result['ratio_to_baseline'][name]:.1f} |")
     return "\n".join(lines)
 
 

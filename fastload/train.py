@@ -16,7 +16,7 @@ from accelerate.utils import broadcast, set_seed
 from fastload.checkpoint import save_checkpoint
 from fastload.config import TrainConfig
 from fastload.devices import parse_device, set_switches
-from fastload.errors import ConfigError, TrainError
+from fastload.errors import ConfigError, TrainError, printable
 from fastload.evaluation import Evaluation, Totals, draw_confusion, loss_of, sums_on, write_confusion
 from fastload.loader import Loader
 from fastload.optim import train_mode
@@ -118,6 +118,8 @@ class Trainer:
 
     @torch.no_grad()
     def _outputs(self, model: torch.nn.Module, loader: Loader) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        if self.config.tta and loader.dataset.is_table:
+            raise ConfigError(f"tta mirrors images, and {printable(loader.dataset.path)} is a table; leave it out.")
         model = self.accelerator.unwrap_model(model).to(self.accelerator.device).eval()
         if self.accelerator.num_processes > 1:
             for buffer in model.buffers():  # each rank has batch statistics of its own

@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 from fastload import Augment
 from fastload.augment import arithmetic, compiling, cpu
 from fastload.augment.philox import derive, draw_words
+from fastload.errors import TransformError
 
 FLOATS = [v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])]
 
@@ -100,6 +101,12 @@ def test_rows_are_taken_out_of_the_store(monkeypatch: pytest.MonkeyPatch) -> Non
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(cpu, "compiled", lambda: None)
             assert torch.equal(augment(stored, ids=rows, rows=rows), expected)
+
+
+@pytest.mark.parametrize("row", [-1, 9])
+def test_rows_that_are_not_there_are_told(row: int) -> None:
+    with pytest.raises(TransformError, match="there are 9 images"):
+        Augment([v2.RandomResizedCrop(24)])(batch(9, 45, 61, 3), rows=torch.tensor([0, row]))
 
 
 def test_a_shrink_by_far_and_images_that_do_not_lie_in_a_row() -> None:

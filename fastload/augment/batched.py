@@ -17,6 +17,7 @@ import torch
 
 from fastload.augment.maps import AxisMap, Geometry
 from fastload.augment.sampling import spans
+from fastload.errors import TransformError
 from fastload.recycling import Blocks
 
 
@@ -58,8 +59,14 @@ class Batch:
         num_stored, height, width, channels = images_MHWC.shape
         which = np.arange(num_stored) if rows is None else rows.numpy()
         num_images = len(which)
+        # Compiled code looks at no bounds.
+        if num_images and not 0 <= which.min() <= which.max() < num_stored:
+            raise TransformError(f"rows go from {which.min()} to {which.max()}, and there are {num_stored} images.")
         if g.resized:
             axes = [windows(a, num_images) for a in (g.y, g.x)]
+            assert all(
+                (a[:, 0] >= 0).all() and (a[:, 1] <= end).all() for a, end in zip(axes, (height, width), strict=True)
+            )
         else:
             axes = [_spans(a, stored, num_images) for a, stored in ((g.y, height), (g.x, width))]
         fill = np.broadcast_to(np.array(g.fill, np.uint8), channels).copy()
@@ -70,7 +77,7 @@ class Batch:
 
     def run(self, out: torch.Tensor, *, planar: bool) -> None:
         """Fill `out`, [N, C, S, T] of float32, or of uint8 with channels last."""
-        assert out.shape[2:] == tuple(self._size), "compiled code looks at no bounds"
+        assert out.shape[2:] == tuple(self._size)
         flat, nothing = out.permute(0, 2, 3, 1) if not planar else out, np.empty(0, np.uint8)
         array = flat.reshape(-1).numpy()
         both = (array, nothing.view(np.float32)) if out.dtype == torch.uint8 else (nothing, array)
