@@ -29,7 +29,9 @@ from fastload.profiling.verdict import Verdict
 SCHEMA, VERSION = "fastload-gpu-util", 2
 MAX_SERIES = 2000
 
-PACKAGES = ("torch", "torchvision", "accelerate", "timm", "numpy", "pillow", "simplejpeg", "safetensors", "ffcv")
+PACKAGES = (
+    "torch", "torchvision", "accelerate", "timm", "numpy", "numba", "pillow", "simplejpeg", "safetensors", "ffcv",
+)  # fmt: skip
 
 Interval = tuple[float, float]
 
