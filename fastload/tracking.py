@@ -118,6 +118,11 @@ class Bar:
         self._progress.update(self._task, advance=1, speed=f"{speed:,.0f} images/s{wait}")
 
 
+def warn(sentence: str) -> None:
+    """Say what need not stop a run."""
+    Console(stderr=True, soft_wrap=True).print(sentence, style="yellow", highlight=False, markup=False)
+
+
 def check_tracker(name: str | None) -> None:
     """Refuse a tracker that Accelerate does not know or that is not installed.
 

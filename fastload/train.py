@@ -15,7 +15,7 @@ from accelerate.utils import broadcast, set_seed
 
 from fastload.checkpoint import save_checkpoint
 from fastload.config import TrainConfig
-from fastload.devices import parse_device, set_switches
+from fastload.devices import computes_bfloat16, parse_device, set_switches
 from fastload.errors import ConfigError, TrainError, printable
 from fastload.evaluation import Evaluation, Totals, draw_confusion, loss_of, sums_on, write_confusion
 from fastload.loader import Loader
@@ -26,7 +26,7 @@ from fastload.profiling.report import write_json
 from fastload.results import Epoch, TrainResult, make_output, names_of, report, shown_settings
 from fastload.resuming import STATE_NAME, read_state, restore_generators, settings_of
 from fastload.settings import save
-from fastload.tracking import Bar, Trace, check_tracker
+from fastload.tracking import Bar, Trace, check_tracker, warn
 
 
 class Trainer:
@@ -60,6 +60,10 @@ class Trainer:
         self.is_main: bool = self.accelerator.is_main_process
         if config.sync_batchnorm and self.accelerator.num_processes > 1 and device.type == "cpu":
             raise ConfigError("sync_batchnorm: PyTorch has it for GPUs alone; leave it out on the CPU.")
+        if self.accelerator.mixed_precision == "bf16" and self.is_main and not computes_bfloat16(device):
+            warn(
+                "mixed_precision=bf16: this CPU has no instructions for it, and float32 is several times as fast here."
+            )
         set_seed(config.seed)  # the same weights on every rank
 
     def fit(

@@ -388,3 +388,14 @@ def test_a_checkpoint_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> N
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot be written"):
         save_checkpoint(tmp_path / "file" / "a.safetensors", network(), {})
+
+
+@pytest.mark.parametrize("has_them", [True, False])
+def test_bfloat16_that_a_cpu_only_emulates_is_told(
+    has_them: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: has_them)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    Trainer(TrainConfig(device="cpu", output=tmp_path, mixed_precision="bf16"))
+    assert ("no instructions for it" in capsys.readouterr().err) is not has_them
