@@ -104,7 +104,10 @@ def test_rows_are_taken_out_of_the_store(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("row", [-1, 9])
-def test_rows_that_are_not_there_are_told(row: int) -> None:
+@pytest.mark.parametrize("is_compiled", [True, False])
+def test_rows_that_are_not_there_are_told(row: int, is_compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not is_compiled:
+        monkeypatch.setattr(cpu, "compiled", lambda: None)
     with pytest.raises(TransformError, match="there are 9 images"):
         Augment([v2.RandomResizedCrop(24)])(batch(9, 45, 61, 3), rows=torch.tensor([0, row]))
 

@@ -40,7 +40,7 @@ def test_every_store_gathers_the_same_rows(dtype: torch.dtype) -> None:
 def test_one_thread_and_many_gather_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     samples, ids = torch.randn(50, 7), torch.tensor([49, 0, 3, 3])
     one = take(samples, ids, torch.empty(4, 7))
-    monkeypatch.setattr("fastload.stores.tensors.ONE_THREAD_BYTES", 0)
+    monkeypatch.setattr("fastload.recycling.ONE_THREAD_BYTES", 0)
     assert torch.equal(one, take(samples, ids, torch.empty(4, 7)))
     assert torch.equal(one, samples[ids])
 

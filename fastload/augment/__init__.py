@@ -205,6 +205,11 @@ class Augment:
                 "for [N, C, H, W], pass images.permute(0, 2, 3, 1)."
             )
         num_images = len(images) if rows is None else len(rows)
+        # Not on a GPU, where looking would wait for it.
+        if rows is not None and num_images and rows.device.type == "cpu":
+            low, high = (int(n) for n in rows.aminmax())
+            if low < 0 or high >= len(images):
+                raise TransformError(f"rows go from {low} to {high}, and there are {len(images)} images.")
         sample_ids = torch.arange(num_images) if ids is None else ids
         if sample_ids.shape != (num_images,):
             raise TransformError(f"ids has shape {list(sample_ids.shape)}, the batch has {num_images} images.")

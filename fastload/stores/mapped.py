@@ -7,10 +7,10 @@ from collections.abc import Generator, Iterator, Sequence
 import numpy as np
 import torch
 
-from fastload.recycling import Blocks
+from fastload.recycling import Blocks, take
 from fastload.stores import Served, Wanted
 from fastload.stores.readahead import read_ahead
-from fastload.stores.tensors import batch_memory, take
+from fastload.stores.tensors import batch_memory
 
 
 class MappedStore:

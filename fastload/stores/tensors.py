@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 
-import numpy as np
 import torch
 
-from fastload.recycling import Blocks
+from fastload.recycling import Blocks, take
 from fastload.stores import Served, Wanted
 
 # In pieces, so that a bar moves and a piece of pageable memory in flight stays small.
 PIECE_BYTES = 64 << 20
-# Up to here one thread gathers: 7 GB/s. torch's threads wait for each other by spinning, and where other processes
-# want the cores, a batch of 3 MB takes them 2 to 6 ms and one thread 0.8 ms.
-ONE_THREAD_BYTES = 16 << 20
 
 
 class TensorStore:
@@ -47,15 +43,6 @@ class TensorStore:
             return self.samples.index_select(0, ids.to(self.samples.device, non_blocking=True))
         out = batch_memory(len(ids), self.samples, self._blocks, pinned=self._pinned)
         return take(self.samples, ids, out)
-
-
-def take(samples: torch.Tensor, ids: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """Copy the rows `ids` (int64 [B]) of CPU samples to `out`, and return it."""
-    if out.nbytes > ONE_THREAD_BYTES:
-        return torch.index_select(samples, 0, ids, out=out)
-    # "clip" is never needed, and spares NumPy a copy through a buffer.
-    np.take(samples.numpy(), ids.numpy(), 0, out=out.numpy(), mode="clip")
-    return out
 
 
 def batch_memory(num_rows: int, like: torch.Tensor, blocks: Blocks, *, pinned: bool) -> torch.Tensor:
