@@ -39,7 +39,7 @@ def main() -> None:
         f"\naccuracy {result['best']['accuracy']:.1%} on parts of the same seven pictures that training never saw "
         "(a demo, not a benchmark)\n"
         f"{result['verdict']}\n"
-        f"with ImageFolder and DataLoader instead: {report['loaders']['folder']['verdict']}\n"
+        f"with ImageFolder and DataLoader instead: {report['verdict']['word']}: {report['verdict']['why']}\n"
         f"wrote {DATASET}/, {result_file.parent}/ (best.safetensors, result.json, TensorBoard scalars) and {REPORT}"
     )
 
