@@ -59,6 +59,8 @@ class Settings(fastload.TrainConfig):
     """Epochs of the head alone; else as many as of all layers, or from scratch none: nothing is worth keeping yet."""
     head_lr: float = 1e-2
     """Learning rate of the head alone."""
+    small_epochs: int = 0
+    """Epochs of all layers at half the size before (progressive resizing): a quarter of the work each."""
     sweep: bool = False
     """Make the notes' table of sizes and epochs, and print theirs beside it."""
     optimizer: Optimizer = "adam"
@@ -98,11 +100,16 @@ def train(s: Settings) -> tuple[fastload.Trainer, TrainResult, str]:
     train, valid = (fastload.open_dataset(s.dataset, split) for split in ("train", "valid"))
     network, origin = build(s.model, len(train.classes), s.weights)
     crop = s.crop or max(32, s.size * 7 // 8 // 32 * 32)
-    augment, plain = transforms(s.augment, s.size, crop)
-    train_loader = fastload.Loader(train, s.batch_size, augment=augment, placement=s.placement, seed=s.seed)
-    valid_loader = fastload.Loader(valid, s.batch_size, augment=plain, placement=s.placement, shuffle=False)
+
+    def loaders(size: int, crop: int) -> dict[str, fastload.Loader]:
+        shared = {"placement": s.placement, "seed": s.seed}
+        augment, plain = transforms(s.augment, size, crop)
+        return {"train": fastload.Loader(train, s.batch_size, augment=augment, **shared),
+                "valid": fastload.Loader(valid, s.batch_size, augment=plain, shuffle=False, **shared)}  # fmt: skip
 
     phases = [Phase(name="all", epochs=s.epochs, lr=s.lr)]
+    if s.small_epochs:
+        phases.insert(0, Phase(name="small", epochs=s.small_epochs, lr=s.lr, **loaders(s.size // 2, crop // 2)))
     head_epochs = s.epochs * (s.weights != "none") if s.head_epochs is None else s.head_epochs
     if head_epochs:
         phases.insert(0, Phase(name="head", epochs=head_epochs, lr=s.head_lr, trainable=head_of(network)))
@@ -111,7 +118,7 @@ def train(s: Settings) -> tuple[fastload.Trainer, TrainResult, str]:
         "crop": s.size if s.augment == "strong" else crop,
         "mean": MEAN, "std": STD, "batch_size": s.batch_size, "images": train.manifest.settings
     }  # fmt: skip
-    return trainer, trainer.fit(network, train_loader, valid_loader, phases=tuple(phases), info=info), origin
+    return trainer, trainer.fit(network, *loaders(s.size, crop).values(), phases=tuple(phases), info=info), origin
 
 
 def head_of(network: torch.nn.Module) -> tuple[str, ...]:
