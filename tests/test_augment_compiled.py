@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from augment_help import batch
+from augment_help import batch, smooth
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import v2
 
 from fastload import Augment
-from fastload.augment import arithmetic, compiling, cpu
+from fastload.augment import Cutout, arithmetic, compiling, cpu
 from fastload.augment.philox import derive, draw_words
 from fastload.errors import TransformError
 
@@ -29,7 +29,8 @@ def monkeypatch_module() -> Iterator[pytest.MonkeyPatch]:
 @pytest.fixture(scope="module", autouse=True)
 def _compiled(monkeypatch_module: pytest.MonkeyPatch) -> None:
     monkeypatch_module.setattr(compiling, "WORTH_BATCHES", 0)
-    assert compiling._build(os.getpid()).result(timeout=120) is not None
+    for kind in (compiling.Compiled, compiling.Coloured):
+        assert compiling._build(os.getpid(), kind).result(timeout=300) is not None
 
 
 def both_ways(augment: Augment, images: torch.Tensor, epoch: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -76,6 +77,10 @@ def test_padded_crops_are_torchs_bytes(
         assert torch.equal(compiled, plain)
 
 
+BILINEAR = v2.InterpolationMode.BILINEAR
+
+
+@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(
     "pipeline",
     [
@@ -84,11 +89,33 @@ def test_padded_crops_are_torchs_bytes(
         [v2.RandomResizedCrop(24), v2.ColorJitter(0.4, 0.4, 0.4, 0.1)],
         [v2.RandomResizedCrop(24), v2.RandomApply([v2.RandomRotation(30)], p=0.5), v2.RandomGrayscale(0.3)],
         [v2.RandomCrop(24, padding=3), v2.TrivialAugmentWide()],
+        [v2.RandomHorizontalFlip(), v2.RandomRotation(40, BILINEAR, fill=7), v2.ColorJitter(hue=0.5)],
+        [v2.RandomRotation(40, fill=90), v2.RandomVerticalFlip(), v2.RandomApply([v2.GaussianBlur(5)])],
+        [v2.RandomAffine(25, (0.2, 0.1), (1.0, 1.4), 9, BILINEAR), v2.RandomInvert(), v2.RandomEqualize()],
+        [v2.RandomPerspective(0.6, 0.8), v2.RandomPosterize(2), v2.RandomSolarize(100), v2.RandomAutocontrast()],
+        [v2.RandomCrop(20), v2.RandomAdjustSharpness(3.0), v2.RandomAdjustSharpness(0.0), v2.RandomErasing(0.7)],
+        [v2.CenterCrop((2, 9)), v2.RandomAdjustSharpness(3.0, p=1.0), v2.RandomErasing(0.7, value=0.3)],
+        [v2.RandomCrop(24), v2.TrivialAugmentWide(interpolation=BILINEAR), v2.RandAugment()],
+        [v2.RandomResizedCrop(24), v2.AutoAugment(), Cutout(9)],
+        [v2.RandomRotation(30, fill=9), v2.RandomAffine(20, interpolation=BILINEAR), v2.RandomPerspective()],
     ],
 )
-def test_chains_with_colours_and_warps_are_torchs_bytes(pipeline: list[object]) -> None:
-    compiled, plain = both_ways(Augment([*pipeline, *FLOATS]), batch(7, 45, 61, 3))
-    assert torch.equal(compiled, plain)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8, torch.bfloat16])
+def test_chains_with_colours_and_warps_are_torchs_bytes(
+    pipeline: list[object], dtype: torch.dtype, channels: int
+) -> None:
+    if channels == 1 and any(
+        len(getattr(t, "value", None) or ()) == 3
+        for t in pipeline
+        if type(t).__name__ == "RandomErasing" and not isinstance(t.value, (int, float))
+    ):
+        pytest.skip("a value for three channels")
+    floats = [FLOATS[0], v2.Normalize([0.4] * channels, [0.2] * channels)] if dtype.is_floating_point else []
+    for images in (batch(33, 45, 61, channels), smooth(33, 45, 61, channels)):
+        for memory_format in (torch.channels_last, torch.contiguous_format):
+            augment = Augment([*pipeline, *floats], dtype=dtype, memory_format=memory_format)
+            painted, plain = both_ways(augment, images)
+            assert torch.equal(painted, plain)
 
 
 def test_rows_are_taken_out_of_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,9 +153,9 @@ def test_without_numba_torch_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(__import__("sys").modules, "fastload.augment.compiled", raising=False)
     monkeypatch.delattr("fastload.augment.compiled", raising=False)
     monkeypatch.setattr(compiling, "_begun", {})
-    future = compiling._build.__wrapped__(os.getpid())
+    future = compiling._build.__wrapped__(os.getpid(), compiling.Compiled)
     assert future.result(timeout=60) is None
-    monkeypatch.setattr(compiling, "_build", lambda process: future)
+    monkeypatch.setattr(compiling, "_build", lambda process, kind: future)
     assert torch.equal(augment(images), expected)
 
 

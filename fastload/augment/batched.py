@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
@@ -76,10 +76,9 @@ class Batch:
         flat, nothing = out.permute(0, 2, 3, 1) if not planar else out, np.empty(0, np.uint8)
         array = flat.reshape(-1).numpy()
         both = (array, nothing.view(np.float32)) if out.dtype == torch.uint8 else (nothing, array)
-        # Each thread takes two ranges: who is done early takes one more.
-        num_ranges = min(self._num_images, 1 if torch.get_num_threads() == 1 else 2 * torch.get_num_threads())
-        ends = [k * self._num_images // max(1, num_ranges) for k in range(num_ranges + 1)]
-        spread(lambda k: self._make(*self._before, planar, self._size, *both, ends[k], ends[k + 1]), num_ranges)
+        spread_ranges(
+            lambda first, stop: self._make(*self._before, planar, self._size, *both, first, stop), self._num_images
+        )
 
 
 @lru_cache(maxsize=16)
@@ -109,17 +108,25 @@ def _spans(axis: AxisMap, num_stored: int, num_images: int) -> npt.NDArray[np.in
     return np.stack([low, high - low, before, np.zeros_like(low), flipped.astype(np.int64)], axis=1)
 
 
-def spread(work: Callable[[int], None], count: int) -> None:
-    """Call `work` for 0 .. count - 1 on a pool of threads; torch lets go of the interpreter within each operation."""
+def spread_ranges(work: Callable[[int, int], None], count: int) -> None:
+    """Call `work` for ranges (first, stop) that make up 0 .. count - 1, as `spread` does."""
+    # Each thread takes two ranges: who is done early takes one more.
+    num_ranges = min(count, 1 if torch.get_num_threads() == 1 else 2 * torch.get_num_threads())
+    ends = [k * count // max(1, num_ranges) for k in range(num_ranges + 1)]
+    spread(lambda k: work(ends[k], ends[k + 1]), range(num_ranges))
+
+
+def spread(work: Callable[[int], None], numbers: Sequence[int]) -> None:
+    """Call `work` for each number on a pool of threads; torch lets go of the interpreter within each operation."""
     num_threads = torch.get_num_threads()
-    if num_threads == 1 or count == 1:
-        for i in range(count):
+    if num_threads == 1 or len(numbers) <= 1:
+        for i in numbers:
             work(i)
         return
     pool = _pool(os.getpid(), num_threads)
-    share = [range(k, count, num_threads) for k in range(num_threads)]
+    share = [numbers[k::num_threads] for k in range(num_threads)]
 
-    def several(numbers: range) -> None:
+    def several(numbers: Sequence[int]) -> None:
         for i in numbers:
             work(i)
 

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from fastload.augment.compiling import compile_all
+
 U = np.uintp  # unsigned, so that Numba does not look whether an index counts from the end
 I32 = np.int32  # said at each step: Numba's own sum of two of them has 64 bits, at half the speed
 # "contract": a * b + c is rounded once, as torch does.
@@ -250,8 +252,4 @@ def _words(ids: Any, key0: Any, key1: Any, number: Any, num_blocks: Any) -> Any:
 def build() -> tuple[Any, Any]:
     """Return (`_make`, `_words`), compiled, some ten seconds, or as an earlier process compiled them, one."""
     signatures = ((_make, SIGNATURE), (_words, "int64[:,::1](int64[::1], int64, int64, int64, int64)"))
-    try:
-        make, words = (njit(signature, cache=True, **OPTIONS)(f) for f, signature in signatures)
-    except RuntimeError:  # no folder that can be written, to keep them in
-        make, words = (njit(signature, **OPTIONS)(f) for f, signature in signatures)
-    return make, words
+    return compile_all(signatures, OPTIONS)

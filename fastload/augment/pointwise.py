@@ -15,6 +15,7 @@ from torch.nn.functional import conv2d, pad
 from fastload.augment.plan import Code
 
 GREY_WEIGHTS = (0.2989, 0.587, 0.114)
+GREY_SCALE = 1 << 20  # to which part of 1 a mean grey is exact
 
 
 def grey(x_NCHW: torch.Tensor) -> torch.Tensor:
@@ -22,7 +23,13 @@ def grey(x_NCHW: torch.Tensor) -> torch.Tensor:
     if x_NCHW.shape[1] == 1:
         return x_NCHW
     r, g, b = x_NCHW.unbind(1)
-    return r.mul(GREY_WEIGHTS[0]).add_(g, alpha=GREY_WEIGHTS[1]).add_(b, alpha=GREY_WEIGHTS[2]).unsqueeze(1)
+    return r.mul(GREY_WEIGHTS[0]).add_(g.mul(GREY_WEIGHTS[1])).add_(b.mul(GREY_WEIGHTS[2])).unsqueeze(1)
+
+
+def mean_grey(x: torch.Tensor) -> torch.Tensor:
+    """Return the mean of each grey image, [N, 1, 1, 1]; in whole numbers, so that the order of adding is nothing."""
+    total = (grey(x) * GREY_SCALE).to(torch.int64).sum((1, 2, 3), keepdim=True)
+    return (total.to(torch.float64) * (1 / (GREY_SCALE * x.shape[2] * x.shape[3]))).to(x.dtype)
 
 
 def brightness(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
@@ -36,7 +43,7 @@ def _blend(x: torch.Tensor, other: torch.Tensor, factor: torch.Tensor) -> torch.
 
 def contrast(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """Blend with the image's own mean grey."""
-    return _blend(x, grey(x).flatten(1).mean(1)[:, None, None, None], factor)
+    return _blend(x, mean_grey(x), factor)
 
 
 def saturation(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
@@ -68,7 +75,7 @@ def hue(x: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
     out = torch.empty_like(x)
     for channel, (middle, sign, offset) in enumerate(((3, 1, -1), (2, -1, 2), (4, -1, 2))):
         share = (h - middle).abs_().mul_(sign).add_(offset).clamp_(0, 1)
-        torch.addcmul(low, share, span, out=out[:, channel])
+        torch.add(share.mul_(span), low, out=out[:, channel])
     return out.clamp_(0, 1)
 
 
@@ -127,12 +134,14 @@ def sharpness(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """Blend the inner pixels with their 3x3 means, the middle weighing 5 of 13."""
     if min(x.shape[2:]) <= 2:
         return x
-    kernel = torch.full((3, 3), 1 / 13, device=x.device)
-    kernel[1, 1] = 5 / 13
-    blurred = conv2d(x, kernel.expand(x.shape[1], 1, 3, 3), groups=x.shape[1])
+    shifted = (x[..., i : x.shape[2] - 2 + i, j : x.shape[3] - 2 + j] for i in range(3) for j in range(3) if i * j != 1)
+    around = next(shifted) + next(shifted)
+    for neighbour in shifted:
+        around += neighbour
     out = x.clone()
     inner = out[..., 1:-1, 1:-1]
-    inner.add_((blurred - inner) * (1 - factor))
+    blurred = around.mul_(1 / 13).add_(inner * (5 / 13))
+    inner.add_(blurred.sub_(inner).mul_(1 - factor))
     return out.clamp_(0, 1)
 
 
