@@ -7,7 +7,7 @@ import torchvision.transforms.v2 as v2
 import triton
 import triton.language as tl
 
-from fastload.augment import Augment, MixUp, cpu, kernels, reference
+from fastload.augment import Augment, Cutout, MixUp, RandomErasing, cpu, kernels, reference
 from fastload.augment.arithmetic import HostNumbers, Keys
 from fastload.augment.fused import DeviceKeys, Fused, Output, segments
 from fastload.augment.plan import Pass, rows_of
@@ -178,6 +178,8 @@ CPU_PIPELINES = {
     "stencils": [v2.RandomResizedCrop(24), v2.GaussianBlur(3), v2.RandomAdjustSharpness(2)],
     "trivial": [v2.RandomResizedCrop(24), v2.RandomHorizontalFlip(), v2.TrivialAugmentWide()],
     "warp": [v2.RandomPerspective(), v2.RandomInvert()],
+    "erase": [v2.RandomResizedCrop(24), v2.RandomErasing(0.7), Cutout(5)],
+    "two warps": [v2.RandomHorizontalFlip(), v2.RandomAffine(9, interpolation=B), v2.RandomPerspective()],
 }
 
 
@@ -206,7 +208,8 @@ def test_the_cpus_way_leaves_alone_what_it_cannot_do() -> None:
     for pipeline in (
         [v2.RandomRotation(9), v2.RandomRotation(9)],
         [v2.Resize((31, 37)), v2.RandomCrop(20), v2.Resize((9, 9))],
-        [v2.RandomResizedCrop(9), v2.RandomErasing(1.0)],
+        [v2.RandomResizedCrop(9), RandomErasing(1.0, value="random")],
+        [v2.ColorJitter(0.4), v2.RandomCrop(20)],
         [v2.Pad(3), v2.Resize((9, 9))],
         [v2.RandomRotation(45), v2.CenterCrop(20), v2.RandomHorizontalFlip()],
         [v2.Resize((30, 37)), v2.RandomRotation(45), v2.CenterCrop(20)],

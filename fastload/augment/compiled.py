@@ -249,7 +249,7 @@ def _words(ids: Any, key0: Any, key1: Any, number: Any, num_blocks: Any) -> Any:
     return out
 
 
-def build() -> tuple[Any, Any]:
+def build() -> tuple[Any, ...]:
     """Return (`_make`, `_words`), compiled, some ten seconds, or as an earlier process compiled them, one."""
     signatures = ((_make, SIGNATURE), (_words, "int64[:,::1](int64[::1], int64, int64, int64, int64)"))
     return compile_all(signatures, OPTIONS)

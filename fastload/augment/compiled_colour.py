@@ -2,8 +2,7 @@
 
 Torch takes a pass over the image, and memory for it, for each of the dozens of operations in a colour step. Here a
 step is one loop that stays in registers. Every operation is rounded as torch rounds it, in torch's order, so that
-neither way can be told from the other; source of the formulas: pointwise.py, sampling.warped
-and painting.bilinear.
+neither way can be told from the other; source of the formulas: pointwise.py, sampling.py.
 
 Shape letters: H W stored pixels, S T output, C channels, P = S * T pixels, K steps.
 """
@@ -19,7 +18,7 @@ from fastload.augment.compiling import compile_all
 from fastload.augment.pointwise import GREY_SCALE, GREY_WEIGHTS
 
 F32 = np.float32  # said of each constant: Numba's own are float64, and so would be what they are added to
-ZERO, HALF, ONE, TWO, THREE, FOUR, SIX = F32(0), F32(0.5), F32(1), F32(2), F32(3), F32(4), F32(6)
+ZERO, ONE, TWO, THREE, FOUR, SIX = F32(0), F32(1), F32(2), F32(3), F32(4), F32(6)
 SIXTH, LEVEL, LEVELS = F32(1 / 6), F32(1 / 255), F32(256 - 1e-3)
 WEIGHT_R, WEIGHT_G, WEIGHT_B = (F32(w) for w in GREY_WEIGHTS)
 FIXED = F32(GREY_SCALE)
@@ -107,7 +106,7 @@ def _equalize(x: Any) -> None:
         plane = x[c]
         histogram[:] = 0
         for i in range(len(plane)):
-            histogram[min(max(np.int64(plane[i] * LEVELS), 0), 255)] += 1
+            histogram[min(max(int(plane[i] * LEVELS), 0), 255)] += 1
         last = 255
         while histogram[last] == 0:
             last -= 1
@@ -118,7 +117,7 @@ def _equalize(x: Any) -> None:
             table[level] = F32(value) / F32(255)
             before += histogram[level]
         for i in range(len(plane)):
-            plane[i] = table[min(max(np.int64(plane[i] * LEVELS), 0), 255)]
+            plane[i] = table[min(max(int(plane[i] * LEVELS), 0), 255)]
 
 
 @njit(**OPTIONS)
@@ -252,74 +251,44 @@ def _nearest(image: Any, p: Any, padded: Any, fill: Any, outside: Any, out: Any)
 
 
 @njit(inline="always")
-def _cover(at: Any, size: Any) -> Any:
-    return _clamp(min(at, size - at) + HALF)
+def _cover(p: Any, axis: Any, at: Any) -> Any:
+    return min(max(min(at + 0.5, p[axis + 2] - at + 0.5), 0.0), 1.0)
 
 
 @njit(**OPTIONS)
-def _bilinear(image: Any, p: Any, blended: Any, outside: Any, out: Any) -> None:
-    """See painting.bilinear; in float32, as there."""
-    channels, height, width = out.shape
-    m0, m1, m2, m3, m4 = F32(p[0]), F32(p[1]), F32(p[2]), F32(p[3]), F32(p[4])
-    m5, m6, m7, m8 = F32(p[5]), F32(p[6]), F32(p[7]), F32(p[8])
-    add_y, step_y, size_y, low_y = F32(p[Y] - 0.5), F32(p[Y + 1]), F32(p[Y + 2]), F32(np.rint(p[Y + 3]))
-    add_x, step_x, size_x, low_x = F32(p[X] - 0.5), F32(p[X + 1]), F32(p[X + 2]), F32(np.rint(p[X + 3]))
-    last_y, last_x = F32(np.rint(p[Y + 4]) - 1), F32(np.rint(p[X + 4]) - 1)
-    for s in range(height):
-        down = F32(s) + HALF
-        for t in range(width):
-            across = F32(t) + HALF
-            over = ONE / (m6 * across + (m7 * down + m8))
-            x, y = (m0 * across + (m1 * down + m2)) * over, (m3 * across + (m4 * down + m5)) * over
-            x, y = x if x == x else ZERO, y if y == y else ZERO
-            cover = _cover(x, size_x) * _cover(y, size_y)
-            if cover == ZERO:
-                for c in range(channels):
-                    out[c, s, t] = outside[c]
-                continue
-            x, y = min(max(x * step_x + add_x, low_x), last_x), min(max(y * step_y + add_y, low_y), last_y)
-            left, top = np.floor(x), np.floor(y)
-            part_x, part_y = x - left, y - top
-            x0, x1 = int(left), int(min(left + ONE, last_x))
-            y0, y1 = int(top), int(min(top + ONE, last_y))
-            for c in range(channels):
-                a, b = image[c, y0, x0], image[c, y0, x1]
-                upper = a + (b - a) * part_x
-                a, b = image[c, y1, x0], image[c, y1, x1]
-                lower = a + (b - a) * part_x
-                value = (upper + (lower - upper) * part_y) * cover
-                out[c, s, t] = (value - outside[c]) * cover + outside[c] if blended else value
-
-
-@njit(**OPTIONS)
-def _taps(p: Any, axis: Any, at: Any, num_stored: Any, num_taps: Any, pixels: Any, weights: Any, inside: Any) -> Any:
-    """Fill in the pixels and weights that one coordinate reads along an axis; return the share on the canvas."""
+def _taps(p: Any, axis: Any, at: Any, num_stored: Any, stride: Any, places: Any, weights: Any) -> None:
+    """Fill in where one coordinate reads along an axis (-1: beyond the image), and the weights."""
     low, high = p[axis + 3], p[axis + 4]
     centre = p[axis] + at * p[axis + 1]
     support = max(abs(p[axis + 1]), 1.0)
     first = np.floor(centre - support + 0.5)
     total = 0.0
-    for i in range(num_taps):
-        pixel = first + i
-        weight = max(1.0 - abs(pixel + 0.5 - centre) / support, 0.0)
-        weight = weight if low < pixel + 0.5 < high else 0.0
-        total += weight
-        weights[i] = weight
-        inside[i] = 0 <= pixel < num_stored
-        pixels[i] = int(min(max(pixel, 0.0), num_stored - 1.0)) if pixel == pixel else 0
-    for i in range(num_taps):
-        weights[i] /= max(total, 1e-12)
-    return min(max(min(at + 0.5, p[axis + 2] - at + 0.5), 0.0), 1.0)
+    for i in range(len(places)):
+        middle = first + i + 0.5
+        share = abs(middle - centre)
+        if support != 1.0:
+            share /= support
+        real = max(1.0 - share, 0.0) if low < middle < high else 0.0
+        total += real
+        weights[i] = real
+        places[i] = int(middle) * stride if 0 < middle < num_stored else -1
+    if total != 1.0:
+        for i in range(len(places)):
+            weights[i] /= max(total, 1e-12)
 
 
 @njit(**OPTIONS)
 def _filtered(image: Any, p: Any, parts: Any, padded: Any, blended: Any, fill: Any, outside: Any, out: Any) -> None:
     """See sampling.warped: any filter, several places of each pixel."""
     channels, rows, columns = image.shape
+    flat = image.reshape(channels, rows * columns)
     taps_y, taps_x = int(np.ceil(2 * max(abs(p[Y + 1]), 1.0))), int(np.ceil(2 * max(abs(p[X + 1]), 1.0)))
-    at_y, at_x = np.empty(taps_y, np.int64), np.empty(taps_x, np.int64)
-    real_y, real_x = np.empty(taps_y), np.empty(taps_x)
-    inside_y, inside_x = np.empty(taps_y, np.bool_), np.empty(taps_x, np.bool_)
+    at_y, at_x, real_y, real_x = (
+        np.empty(taps_y, np.int64),
+        np.empty(taps_x, np.int64),
+        np.empty(taps_y),
+        np.empty(taps_x),
+    )
     value = np.empty(channels, np.float32)
     for s in range(out.shape[1]):
         for t in range(out.shape[2]):
@@ -328,18 +297,27 @@ def _filtered(image: Any, p: Any, parts: Any, padded: Any, blended: Any, fill: A
             for part in range(parts * parts):
                 v, u = s + (part // parts + 0.5) / parts, t + (part % parts + 0.5) / parts
                 depth = p[6] * u + p[7] * v + p[8]
-                x, y = (p[0] * u + p[1] * v + p[2]) / depth, (p[3] * u + p[4] * v + p[5]) / depth
-                cover = _taps(p, Y, y, rows, taps_y, at_y, real_y, inside_y)
-                cover = F32(cover * _taps(p, X, x, columns, taps_x, at_x, real_x, inside_x))
+                x, y = p[0] * u + p[1] * v + p[2], p[3] * u + p[4] * v + p[5]
+                if depth != 1.0:
+                    x, y = x / depth, y / depth
+                cover = F32(_cover(p, Y, y) * _cover(p, X, x))
+                if cover == 0:
+                    for c in range(channels):
+                        out[c, s, t] += outside[c]
+                    continue
+                _taps(p, Y, y, rows, columns, at_y, real_y)
+                _taps(p, X, x, columns, 1, at_x, real_x)
                 value[:] = 0
                 for j in range(taps_y):
                     for i in range(taps_x):
                         weight = F32(real_y[j]) * F32(real_x[i])
-                        for c in range(channels):
-                            tap = image[c, at_y[j], at_x[i]]
-                            if padded and not (inside_y[j] and inside_x[i]):
-                                tap = fill[c]
-                            value[c] += tap * weight
+                        if at_y[j] >= 0 and at_x[i] >= 0:
+                            at = at_y[j] + at_x[i]
+                            for c in range(channels):
+                                value[c] += flat[c, at] * weight
+                        elif padded:
+                            for c in range(channels):
+                                value[c] += fill[c] * weight
                 for c in range(channels):
                     one = value[c] * cover
                     out[c, s, t] += (one - outside[c]) * cover + outside[c] if blended else one
@@ -351,13 +329,10 @@ def _filtered(image: Any, p: Any, parts: Any, padded: Any, blended: Any, fill: A
 @njit(**OPTIONS)
 def _warp(image: Any, p: Any, flags: Any, fill: Any, outside: Any, out: Any) -> None:
     """Bring one image, [C, H, W], through a warp to `out`, float32 [C, S, T]; both in stored units."""
-    shrinks = max(abs(p[Y + 1]), abs(p[X + 1])) > 1 + 1e-9
     if flags[NEAREST]:
         _nearest(image, p, flags[PADDED] > 0, fill, outside, out)
-    elif shrinks or flags[PADDED] or flags[PARTS] > 1:
-        _filtered(image, p, flags[PARTS], flags[PADDED] > 0, flags[BLENDED] > 0, fill, outside, out)
     else:
-        _bilinear(image, p, flags[BLENDED] > 0, outside, out)
+        _filtered(image, p, flags[PARTS], flags[PADDED] > 0, flags[BLENDED] > 0, fill, outside, out)
 
 
 PAINT = (
@@ -379,8 +354,7 @@ def _paint(crops: Any, images: Any, which: Any, ways: Any, p: Any, flags: Any, f
         images: uint8 [M, H, W, C], C 1 or 3, read where it is WARPED.
         which: int64 [N], the image of each row of the batch.
         ways: int8 [N].
-        p: float64 [P, N, 19], matrix and axes of the warps of each pass, as above.
-        flags: int64 [P, 4], as above.
+        p, flags: float64 [P, N, 19], int64 [P, 4], of the warp of each pass; as above.
         fill, outside: float32 [P, C], of pixels beyond the image, and beyond the canvas.
         codes, values: int64 [N, K], float32 [N, K, 4].
         erased: float32 [K, C], what a step that erases writes.

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import lru_cache
+from importlib import import_module
 from typing import Any, NamedTuple, TypeVar
 
 # Loading takes a second or two of a core: nothing for a program that wants a few batches.
@@ -68,12 +69,8 @@ def _build(process: int, kind: type[Compiled] | type[Coloured]) -> Future[Any]:
 
     def build() -> None:
         try:
-            if kind is Compiled:
-                from fastload.augment.compiled import build
-            else:
-                from fastload.augment.compiled_colour import build
-
-            future.set_result(kind(*build()))
+            module = "compiled" if kind is Compiled else "compiled_colour"
+            future.set_result(kind(*import_module(f"fastload.augment.{module}").build()))
         except ImportError:
             future.set_result(None)
         except Exception as e:  # whatever a Numba that does not fit its LLVM or this machine may raise

@@ -109,8 +109,8 @@ class Painting:
             self._codes[i].tolist(), self._numbers[i].tolist(), self._steps, strict=True
         ):
             value = torch.full((1, 1, 1, 1), numbers[0])
-            if step is None and code:
-                x = self._through((x * 255).permute(0, 2, 3, 1), j, i).mul(1 / 255)
+            if step is None:
+                x = self._through((x * 255).permute(0, 2, 3, 1), j, i).mul(1 / 255) if code else x
             elif code == Code.ERASE:
                 top, left, bottom, right = (round(n) for n in numbers)
                 x = x.contiguous()  # not several channels in one memory
@@ -126,7 +126,7 @@ class Painting:
     def _through(self, image_1HWC: torch.Tensor, j: int, i: int) -> torch.Tensor:
         """Return image `i` through the warp of pass `j`, float32 [1, C, S, T]."""
         g = self._passes[j].geometry
-        return moved(image_1HWC, transfer(g, lambda a: float(np.broadcast_to(a, self._num_images)[i])))
+        return warped(image_1HWC, transfer(g, lambda a: float(np.broadcast_to(a, self._num_images)[i])))
 
     def _copy(self, out_CST: torch.Tensor, x_STC: torch.Tensor) -> None:
         if out_CST.dtype == torch.uint8:
@@ -156,47 +156,3 @@ def _moved(g: Geometry, num_images: int) -> npt.NDArray[np.bool_]:
     for there, same in zip(g.matrix or (), IDENTITY, strict=g.matrix is not None):
         found |= np.broadcast_to(there != same, num_images)
     return found
-
-
-def moved(image_1HWC: torch.Tensor, g: Geometry) -> torch.Tensor:
-    """Return one image through its warp, float32 [1, C, S, T], stored units: `sampling.warped`, or faster."""
-    shrinks = max(abs(g.y.step), abs(g.x.step)) > 1 + 1e-9
-    if g.nearest or g.padded or g.supersample > 1 or shrinks:
-        return warped(image_1HWC, g)
-    return bilinear(image_1HWC, g)
-
-
-def bilinear(image_1HWC: torch.Tensor, g: Geometry) -> torch.Tensor:
-    """Do what `sampling.warped` does where nothing shrinks and nothing is padded, in float32.
-
-    The axis maps' filter is two pixels wide there: four pixels are mixed, held at the window's edges.
-    """
-    rows, columns = (torch.arange(n, dtype=torch.float32) + 0.5 for n in g.out)
-    m, across, down = g.matrix, columns, rows[:, None]
-    assert m is not None
-    over = (m[6] * across + (m[7] * down + m[8])).reciprocal_()
-    x, y = (m[0] * across + (m[1] * down + m[2])) * over, (m[3] * across + (m[4] * down + m[5])) * over
-    x, y = x.nan_to_num_(0), y.nan_to_num_(0)
-    half_x, half_y = (
-        torch.minimum(at, size - at).add_(0.5).clamp_(0, 1) for at, size in ((x, g.x.size), (y, g.y.size))
-    )
-    cover = half_x.mul_(half_y)
-    both, places = [], ((x, g.x), (y, g.y))
-    for at, axis in places:
-        last = round(axis.high) - 1
-        at = (at * axis.step).add_(axis.start - 0.5).clamp_(round(axis.low), last)
-        first = at.floor()
-        both.append((first.long(), (first + 1).clamp_(max=last).long(), (at - first).view(-1, 1)))
-    (left, right, part_x), (top, bottom, part_y) = both
-    flat, width = image_1HWC[0].reshape(-1, image_1HWC.shape[3]), image_1HWC.shape[2]
-
-    def mixed(row: torch.Tensor) -> torch.Tensor:
-        a, b = (flat.index_select(0, (row * width + at).view(-1)).to(torch.float32) for at in (left, right))
-        return (b - a).mul_(part_x).add_(a)
-
-    upper, lower = mixed(top), mixed(bottom)
-    value = (lower - upper).mul_(part_y).add_(upper).view(*g.out, -1).mul_(cover[..., None])
-    if g.warp_fill is not None:
-        outside = fill_C(g.warp_fill, image_1HWC)
-        value = (value - outside).mul_(cover[..., None]).add_(outside)
-    return value.permute(2, 0, 1)[None]
