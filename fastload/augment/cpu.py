@@ -1,8 +1,9 @@
-"""Crops, warps and colours on the CPU: image by image on a pool of threads, each image staying in its core's cache.
+"""Crops, warps, colours and erasing on the CPU: compiled for whole batches, and by torch until that is ready.
 
-The resampling is torch's own for uint8 (what torchvision does with uint8 images), which rounds to whole grey
+The resampling of crops is torch's own for uint8 (what torchvision does with uint8 images), which rounds to whole grey
 levels: within 1.1 levels of `reference.py` before colour, 0.3 on average. What a warp moves is not rounded.
-compiled.py gives the same bytes for a batch at a time, once it is compiled, beside the first batches.
+compiled.py makes the crops, compiled_colour.py what is behind them; both are compiled beside the first batches and give
+the bytes that torch gives on a pool of threads, image by image, each image staying in its core's cache.
 
 Shape letters: N batch, H W stored pixels, S T output, C channels.
 """
