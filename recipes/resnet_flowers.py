@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torchvision.transforms.v2 as T
@@ -101,8 +101,9 @@ def train(s: Settings) -> tuple[fastload.Trainer, TrainResult, str]:
     network, origin = build(s.model, len(train.classes), s.weights)
     crop = s.crop or max(32, s.size * 7 // 8 // 32 * 32)
 
-    def loaders(size: int, crop: int) -> dict[str, fastload.Loader]:
-        shared = {"placement": s.placement, "seed": s.seed}
+    def loaders(size: int, crop: int) -> dict[str, Any]:
+        # Those of one split share its copy in memory, whatever they make of it.
+        shared: dict[str, Any] = {"placement": s.placement, "seed": s.seed}
         augment, plain = transforms(s.augment, size, crop)
         return {"train": fastload.Loader(train, s.batch_size, augment=augment, **shared),
                 "valid": fastload.Loader(valid, s.batch_size, augment=plain, shuffle=False, **shared)}  # fmt: skip
