@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -187,10 +187,11 @@ def convert(
             source, layout=layout, path_column=path_column, label_column=label_column, class_names=class_names,
             root=root, download=download, allow_outside=allow_outside,
         )  # fmt: skip
+    found = conversion.listed(found, shares, seed)
+    _refuse_empty(shares, found.counts())
     if dry_run:
-        cut = conversion.listed(found, shares, seed)
-        wanted = Plan(source=cut, settings=settings) if format == "resident" else None
-        print("\n".join([*sources.describe(cut), _would_write(path, cut, wanted)]))
+        wanted = Plan(source=found, settings=settings) if format == "resident" else None
+        print("\n".join([*sources.describe(found), _would_write(path, found, wanted)]))
         return
     _remark(sources.remarks(found))
     if format == "ffcv":
@@ -198,15 +199,15 @@ def convert(
 
         with _saying_what_skips(on_bad):
             folder = convert_to_ffcv(
-                found, path, mode=mode, quality=quality, max_resolution=max_resolution, split=shares, on_bad=on_bad,
+                found, path, mode=mode, quality=quality, max_resolution=max_resolution, on_bad=on_bad,
                 max_pixels=max_pixels, seed=seed, workers=workers, progress=True,
             )  # fmt: skip
         print(f"wrote {printable(folder)}: {', '.join(f.name for f in sorted(folder.glob('*.beton')))}")
     else:
         with _saying_what_skips(on_bad):
             written = conversion.convert(
-                found, path, size=size, fit=fit, split=shares, on_bad=on_bad, max_pixels=max_pixels, seed=seed,
-                workers=workers, task=task, dask=dask, progress=True,
+                found, path, size=size, fit=fit, on_bad=on_bad, max_pixels=max_pixels, seed=seed, workers=workers,
+                task=task, dask=dask, progress=True,
             )  # fmt: skip
         if task is not None:
             print(f"task {task} is done: {printable(written)}; when all are: fastload merge {printable(path)}")
@@ -224,6 +225,14 @@ def _refuse(what: str, options: Collection[str]) -> None:
     """Raise ConfigError for the first of these options that were given: it means nothing to `what`."""
     for name in sorted(options):
         raise ConfigError(f"--{name.replace('_', '-')} means nothing to {what}; leave it out.")
+
+
+def _refuse_empty(shares: Mapping[str, float], counts: Mapping[str, int]) -> None:
+    """Raise ConfigError where a split that was asked for has nothing in it: training would miss it much later."""
+    for split in shares.keys() - counts.keys():
+        raise ConfigError(
+            f"--split {split}={shares[split]:g} takes no sample of any class, as they are small; pass a larger share."
+        )
 
 
 def _remark(sentences: Sequence[str]) -> None:
@@ -257,6 +266,7 @@ def _convert_table(
 
     output = conversion.free_output(out, source)
     table = sources.read_table(source, target=target, regression=regression, split=shares, seed=seed)
+    _refuse_empty(shares, table.counts())
     if dry_run:
         print("\n".join([*sources.describe_table(table), f"would write: {printable(output.path)}"]))
     else:

@@ -47,8 +47,7 @@ def cut_splits(source: Source, fractions: dict[str, float], seed: int) -> Source
     what `train` lacks cannot be learned. Unlabelled samples stay.
 
     Raises:
-        ConfigError: a fraction outside 0..1 or too small for a single sample, a split that is not valid or test,
-            or one the source already has.
+        ConfigError: a fraction outside 0..1, a split that is not valid or test, or one the source already has.
     """
     check_seed(seed)
     for split, fraction in fractions.items():
@@ -72,12 +71,6 @@ def cut_splits(source: Source, fractions: dict[str, float], seed: int) -> Source
             stop = min(start + round(fraction * len(members)), len(members) - 1)
             moved.update((r.path, split) for r in members[start:stop])
             start = stop
-    for split in sorted(fractions.keys() - set(moved.values())):
-        largest = max(map(len, by_class.values()), default=0)
-        raise ConfigError(
-            f"--split {split}={fractions[split]:g} takes no sample of any class, the largest of which has {largest:,} "
-            "in train; pass a larger share."
-        )
     records = (
         Record(path=r.path, label=r.label, split=moved[r.path]) if r.path in moved else r for r in source.records
     )

@@ -213,8 +213,14 @@ def _has_header(rows: list[list[str]], targets: list[str]) -> bool:
     """
     if any(t in rows[0] for t in targets if not is_whole(t)):
         return True
-    texts = [i for i, cell in enumerate(rows[0]) if not _is_number(cell) and cell.lower() not in MISSING]
-    if len(texts) == len(rows[0]):  # all names: one column with a number in it is enough
+    first = rows[0]
+    if first[0] == "" and len(rows) > 1 and [row[0] for row in rows[1:]] == [str(i) for i in range(len(rows) - 1)]:
+        return True
+    counted = [i for i, cell in enumerate(first) if _is_number(cell)]
+    if 3 <= len(counted) < len(first) and all(first[i] == str(i) for i in counted):
+        return True
+    texts = [i for i, cell in enumerate(first) if not _is_number(cell) and cell.lower() not in MISSING]
+    if len(texts) == len(first):  # all names: one column with a number in it is enough
         return any(_is_number(cell) for row in rows[1:] for cell in row)
     return any(
         any(_is_number(row[i]) for row in rows[1:])
