@@ -166,16 +166,18 @@ def convert(
     from fastload.plan import Plan, Settings
 
     shares = _parse_shares(split or [])
-    given = {name: True for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+    given = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+    if format == "resident":
+        given.discard("format")
     if target or regression is not None or sources.is_packed_table(source):
-        _refuse(f"a table ({printable(source)})", given.keys() - _OF_TABLES)
+        _refuse(f"a table ({printable(source)})", given - _OF_TABLES)
         _convert_table(source, out, target, regression, shares, seed, dry_run)
         return
     if format == "ffcv":
-        _refuse("--format ffcv, which writes in one go", given.keys() & {"task", "dask"})
-        _refuse("--format ffcv, which keeps images' own sizes up to --max-resolution", given.keys() & {"size", "fit"})
+        _refuse("--format ffcv, which writes in one go", given & {"task", "dask"})
+        _refuse("--format ffcv, which keeps images' own sizes up to --max-resolution", given & {"size", "fit"})
     else:
-        _refuse("a dataset of one size; pass --format ffcv for it", given.keys() & _OF_FFCV)
+        _refuse("a dataset of one size; pass --format ffcv for it", given & _OF_FFCV)
     settings = Settings(size=size, fit=fit, seed=seed, max_pixels=max_pixels)
     path = as_place(out) if out is not None else conversion.default_output(source)
     if format == "ffcv" and out is None:
