@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,11 +15,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fastload.errors import ConfigError, exit_with, printable
+from fastload.errors import ConfigError, DecodeError, exit_with, printable
 
 if TYPE_CHECKING:
     from fastload.places import Place
     from fastload.plan import Plan
+    from fastload.records import Source
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -46,6 +48,7 @@ def run(command: Callable[..., Any]) -> None:
 
 @app.command()
 def convert(
+    ctx: typer.Context,
     source: Annotated[
         str,
         typer.Argument(
@@ -162,19 +165,23 @@ def convert(
     from fastload.places import as_place
     from fastload.plan import Plan, Settings
 
-    shares = dict(_parse_share(s) for s in split or [])
+    shares = _parse_shares(split or [])
+    given = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+    if format == "resident":
+        given.discard("format")
     if target or regression is not None or sources.is_packed_table(source):
-        _refuse(
-            f"a table ({printable(source)})", format=format != "resident", layout=layout, path_column=path_column,
-            label_column=label_column, class_names=class_names, root=root, download=download,
-            allow_outside=allow_outside, task=task, dask=dask,
-        )  # fmt: skip
+        _refuse(f"a table ({printable(source)})", given - _OF_TABLES)
         _convert_table(source, out, target, regression, shares, seed, dry_run)
         return
     if format == "ffcv":
-        _refuse("--format ffcv, which writes in one go", task=task, dask=dask)
+        _refuse("--format ffcv, which writes in one go", given & {"task", "dask"})
+        _refuse("--format ffcv, which keeps images' own sizes up to --max-resolution", given & {"size", "fit"})
+    else:
+        _refuse("a dataset of one size; pass --format ffcv for it", given & _OF_FFCV)
     settings = Settings(size=size, fit=fit, seed=seed, max_pixels=max_pixels)
     path = as_place(out) if out is not None else conversion.default_output(source)
+    if format == "ffcv" and out is None:
+        path = conversion.default_output(source).with_suffix(".ffcv")
     if format == "resident" and not dry_run:
         conversion.free_output(path)
     with Console(stderr=True).status("listing the samples"):
@@ -182,33 +189,69 @@ def convert(
             source, layout=layout, path_column=path_column, label_column=label_column, class_names=class_names,
             root=root, download=download, allow_outside=allow_outside,
         )  # fmt: skip
+    found = conversion.listed(found, shares, seed)
+    _refuse_empty(shares, found.counts())
     if dry_run:
-        cut = conversion.listed(found, shares, seed)
-        print("\n".join([*sources.describe(cut), _would_write(path, Plan(source=cut, settings=settings))]))
-    elif format == "ffcv":
+        wanted = Plan(source=found, settings=settings) if format == "resident" else None
+        print("\n".join([*sources.describe(found), _would_write(path, found, wanted)]))
+        return
+    _remark(sources.remarks(found))
+    if format == "ffcv":
         from fastload.conversion_ffcv import convert_to_ffcv
 
-        folder = convert_to_ffcv(
-            found, path if out is not None else conversion.default_output(source).with_suffix(".ffcv"), mode=mode,
-            quality=quality, max_resolution=max_resolution, split=shares, on_bad=on_bad, max_pixels=max_pixels,
-            seed=seed, workers=workers, progress=True,
-        )  # fmt: skip
+        with _saying_what_skips(on_bad):
+            folder = convert_to_ffcv(
+                found, path, mode=mode, quality=quality, max_resolution=max_resolution, on_bad=on_bad,
+                max_pixels=max_pixels, seed=seed, workers=workers, progress=True,
+            )  # fmt: skip
         print(f"wrote {printable(folder)}: {', '.join(f.name for f in sorted(folder.glob('*.beton')))}")
     else:
-        written = conversion.convert(
-            found, path, size=size, fit=fit, split=shares, on_bad=on_bad, max_pixels=max_pixels, seed=seed,
-            workers=workers, task=task, dask=dask, progress=True,
-        )  # fmt: skip
+        with _saying_what_skips(on_bad):
+            written = conversion.convert(
+                found, path, size=size, fit=fit, on_bad=on_bad, max_pixels=max_pixels, seed=seed, workers=workers,
+                task=task, dask=dask, progress=True,
+            )  # fmt: skip
         if task is not None:
             print(f"task {task} is done: {printable(written)}; when all are: fastload merge {printable(path)}")
         else:
             _say_written(written)
+            _remark(_emptied(written, found))
 
 
-def _refuse(what: str, **given: object) -> None:
-    """Raise ConfigError for the first of these options that was given: it means nothing to `what`."""
-    for name in (name for name, value in given.items() if value):
+# What goes for tables, and what for FFCV's files alone: an option that would do nothing is refused.
+_OF_TABLES = {"source", "out", "target", "regression", "split", "seed", "dry_run"}
+_OF_FFCV = {"mode", "quality", "max_resolution"}
+
+
+def _refuse(what: str, options: Collection[str]) -> None:
+    """Raise ConfigError for the first of these options that were given: it means nothing to `what`."""
+    for name in sorted(options):
         raise ConfigError(f"--{name.replace('_', '-')} means nothing to {what}; leave it out.")
+
+
+def _refuse_empty(shares: Mapping[str, float], counts: Mapping[str, int]) -> None:
+    """Raise ConfigError where a split that was asked for has nothing in it: training would miss it much later."""
+    for split in shares.keys() - counts.keys():
+        raise ConfigError(
+            f"--split {split}={shares[split]:g} takes no sample of any class, as they are small; pass a larger share."
+        )
+
+
+def _remark(sentences: Sequence[str]) -> None:
+    """Say what a person might not expect, before the work begins."""
+    for sentence in sentences:
+        print(f"note: {sentence}", file=sys.stderr)
+
+
+@contextmanager
+def _saying_what_skips(on_bad: str) -> Iterator[None]:
+    """Add to a bad image's error the option that leaves it out."""
+    try:
+        yield
+    except DecodeError as e:
+        if on_bad == "stop":
+            e.args = (f"{str(e).removesuffix('.')}; mend it, or pass --on-bad skip to leave such files out.",)
+        raise
 
 
 def _convert_table(
@@ -225,9 +268,11 @@ def _convert_table(
 
     output = conversion.free_output(out, source)
     table = sources.read_table(source, target=target, regression=regression, split=shares, seed=seed)
+    _refuse_empty(shares, table.counts())
     if dry_run:
         print("\n".join([*sources.describe_table(table), f"would write: {printable(output.path)}"]))
     else:
+        _remark([printable(note) for note in table.notes])
         _say_written(convert_table(table, output.path, seed=seed))
 
 
@@ -254,9 +299,22 @@ def _say_written(path: Place) -> None:
         print(f"left out {len(manifest.skipped):,} bad images: see {printable(path)}/bad.csv", file=sys.stderr)
 
 
-def _would_write(target: Place, plan: Plan) -> str:
+def _emptied(path: Place, source: Source) -> list[str]:
+    """Return the sentence on the classes of which every image was bad."""
+    from fastload.formats.resident import read_manifest
+
+    bad = {entry["path"] for entry in read_manifest(path).skipped}
+    left = {r.label for r in source.records if r.path not in bad} if bad else set(range(len(source.classes)))
+    lost = [printable(name) for label, name in enumerate(source.classes) if label not in left]
+    return [f"classes of which every image is bad: {len(lost):,} (first: {lost[0]})"] if lost else []
+
+
+def _would_write(target: Place, source: Source, plan: Plan | None) -> str:
     from fastload.placement import gib
 
+    if plan is None:
+        files = ", ".join(f"{split}.beton" for split in source.counts())
+        return f"would write: {printable(target)}, {files}, images of their own sizes"
     num_bytes = sum(len(shard.records) for shard in plan.shards) * math.prod(plan.image_shape)
     shape = "x".join(str(n) for n in plan.image_shape)
     return f"would write: {printable(target)}, {_shards(len(plan.shards))} of {shape} uint8, {gib(num_bytes)}"
@@ -365,6 +423,8 @@ def show(
     from fastload.formats import open_dataset
     from fastload.sheet import contact_sheet
 
+    if dataset.lower().endswith(".beton"):
+        raise ConfigError(f"{printable(dataset)}: images of a .beton have their own sizes; show wants a NAME.fastload.")
     opened = open_dataset(dataset, split)
     if opened.is_table:
         raise ConfigError(f"{printable(dataset)} is a table, which has no pictures; see it with: fastload info")
@@ -442,12 +502,17 @@ def _short(names: Sequence[str]) -> str:
     return f"{', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
 
 
-def _parse_share(text: str) -> tuple[str, float]:
-    name, _, share = text.partition("=")
-    try:
-        return name, float(share)
-    except ValueError:
-        raise ConfigError(f"--split {printable(text)}: write it as NAME=SHARE, e.g. --split valid=0.1.") from None
+def _parse_shares(texts: Sequence[str]) -> dict[str, float]:
+    shares: dict[str, float] = {}
+    for text in texts:
+        name, _, share = text.partition("=")
+        if name in shares:
+            raise ConfigError(f"--split {printable(text)}: {printable(name)} was given before; leave one of them out.")
+        try:
+            shares[name] = float(share)
+        except ValueError:
+            raise ConfigError(f"--split {printable(text)}: write it as NAME=SHARE, e.g. --split valid=0.1.") from None
+    return shares
 
 
 if __name__ == "__main__":
