@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -38,48 +39,69 @@ def gathered(images_MHWC: torch.Tensor, rows: torch.Tensor | None) -> torch.Tens
     return take(images_MHWC, rows, _blocks.empty((len(rows), *images_MHWC.shape[1:]), images_MHWC.dtype))
 
 
-class Batch:
-    """What compiled.py is told of one batch.
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """Which stored pixels N images are made of, as compiled.py wants to be told.
 
-    Args:
-        make: its function.
-        images_MHWC, rows: uint8, and int64 [N]: which of them; None takes all.
-        g: windows that `whole_windows` admits, or copies.
-        left_out: images that are not wanted, [N].
-        scale, offset: by channel, from stored values to what is wanted.
+    Attributes:
+        ys, xs: int64 [N, 5]; see compiled.py.
+        resized: whether windows are resized, or copied.
+        fill: uint8 [C], of padding.
+        stored: (H, W, C) of the images that they lie in.
+        size: (S, T).
     """
 
-    def __init__(
-        self, make: Callable[..., None], images_MHWC: torch.Tensor, rows: torch.Tensor | None, g: Geometry,
-        left_out: list[bool], scale: tuple[float, ...], offset: tuple[float, ...],
-    ) -> None:  # fmt: skip
-        num_stored, height, width, channels = images_MHWC.shape
-        which = np.arange(num_stored) if rows is None else rows.numpy()
-        num_images = len(which)
-        if g.resized:
-            axes = [windows(a, num_images) for a in (g.y, g.x)]
-            # Compiled code looks at no bounds.
-            assert all(
-                (a[:, 0] >= 0).all() and (a[:, 1] <= end).all() for a, end in zip(axes, (height, width), strict=True)
-            )
-        else:
-            axes = [_spans(a, stored, num_images) for a, stored in ((g.y, height), (g.x, width))]
-        fill = np.broadcast_to(np.array(g.fill, np.uint8), channels).copy()
-        self._make, self._num_images = make, num_images
-        self._before = (images_MHWC.contiguous().numpy(), which, *axes, g.resized, np.array(left_out), fill,
-                        _repeated(scale, channels, g.x.size), _repeated(offset, channels, g.x.size))  # fmt: skip
-        self._size = np.array((g.y.size, g.x.size))
+    ys: npt.NDArray[np.int64]
+    xs: npt.NDArray[np.int64]
+    resized: bool
+    fill: npt.NDArray[np.uint8]
+    stored: tuple[int, int, int]
+    size: tuple[int, int]
 
-    def run(self, out: torch.Tensor, *, planar: bool) -> None:
-        """Fill `out`, [N, C, S, T] of float32, or of uint8 with channels last."""
-        assert out.shape[2:] == tuple(self._size)
-        flat, nothing = out.permute(0, 2, 3, 1) if not planar else out, np.empty(0, np.uint8)
-        array = flat.reshape(-1).numpy()
-        both = (array, nothing.view(np.float32)) if out.dtype == torch.uint8 else (nothing, array)
-        # Each thread takes two ranges: who is done early takes one more.
-        num_ranges = min(self._num_images, 1 if torch.get_num_threads() == 1 else 2 * torch.get_num_threads())
-        ends = [k * self._num_images // max(1, num_ranges) for k in range(num_ranges + 1)]
-        spread(lambda k: self._make(*self._before, planar, self._size, *both, ends[k], ends[k + 1]), num_ranges)
+    @staticmethod
+    def of(g: Geometry, stored: tuple[int, int, int], num_images: int) -> Windows:
+        """Return those of a geometry that `whole_windows` admits, or that copies."""
+        if g.resized:
+            ys, xs = (windows(a, num_images) for a in (g.y, g.x))
+            # Compiled code looks at no bounds.
+            assert all((a[:, 0] >= 0).all() and (a[:, 1] <= end).all() for a, end in zip((ys, xs), stored, strict=False))
+        else:
+            ys, xs = (_spans(a, end, num_images) for a, end in zip((g.y, g.x), stored, strict=False))
+        fill = np.broadcast_to(np.array(g.fill, np.uint8), stored[2]).copy()
+        return Windows(ys=ys, xs=xs, resized=g.resized, fill=fill, stored=stored, size=(g.y.size, g.x.size))
+
+    def part(self, first: int, stop: int) -> Windows:
+        """Return those of images first .. stop - 1."""
+        return replace(self, ys=self.ys[first:stop], xs=self.xs[first:stop])
+
+
+def run(
+    make: Callable[..., None], images_MHWC: torch.Tensor, rows: torch.Tensor | None, w: Windows, left_out: list[bool],
+    scale: tuple[float, ...], offset: tuple[float, ...], out: torch.Tensor, *, planar: bool,
+) -> None:  # fmt: skip
+    """Make a batch.
+
+    Args:
+        make: compiled.py's function.
+        images_MHWC, rows: uint8, and int64 [N]: which of them; None takes all.
+        w: their windows, [N].
+        left_out: images that are not wanted, [N].
+        scale, offset: by channel, from stored values to what is wanted.
+        out: is filled, [N, C, S, T] of float32, or of uint8 with channels last.
+        planar: `out` is contiguous, not channels last.
+    """
+    num_images, channels = len(w.ys), w.stored[2]
+    which = np.arange(num_images) if rows is None else rows.numpy()
+    assert images_MHWC.shape[1:] == w.stored and out.shape == (len(which), channels, *w.size) and len(which) == num_images
+    array, nothing = (out if planar else out.permute(0, 2, 3, 1)).reshape(-1).numpy(), np.empty(0, np.uint8)
+    both = (array, nothing.view(np.float32)) if out.dtype == torch.uint8 else (nothing, array)
+    told = (images_MHWC.contiguous().numpy(), which, w.ys, w.xs, w.resized, np.array(left_out), w.fill,
+            _repeated(scale, channels, w.size[1]), _repeated(offset, channels, w.size[1]), planar, np.array(w.size),
+            *both)  # fmt: skip
+    # Each thread takes two ranges: who is done early takes one more.
+    num_ranges = min(num_images, 1 if torch.get_num_threads() == 1 else 2 * torch.get_num_threads())
+    ends = [k * num_images // max(1, num_ranges) for k in range(num_ranges + 1)]
+    spread(lambda k: make(*told, ends[k], ends[k + 1]), num_ranges)
 
 
 @lru_cache(maxsize=16)
