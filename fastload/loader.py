@@ -386,7 +386,7 @@ def _labelled(dataset: AnyDataset) -> torch.Tensor | None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Fetched:
-    """Stored samples and labels of one step, on the device or on their way there; `rows`, `drawn` as Served has them."""
+    """Stored samples and labels of one step, on the device or on their way there; `rows` as Served has it."""
 
     ids: torch.Tensor
     num_valid: int

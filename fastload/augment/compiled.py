@@ -184,7 +184,9 @@ def _copy_any(stored: Any, start: Any, x: Any, channels: Any, line: Any) -> None
 
 
 @njit(**OPTIONS)
-def _write_any(line: Any, channels: Any, scale: Any, offset: Any, planar: Any, out: Any, begin: Any, plane: Any) -> None:
+def _write_any(
+    line: Any, channels: Any, scale: Any, offset: Any, planar: Any, out: Any, begin: Any, plane: Any
+) -> None:
     if channels == 3:
         _write(line, 3, scale, offset, planar, out, begin, plane)
     else:

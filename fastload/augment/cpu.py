@@ -15,8 +15,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from fastload.augment.arithmetic import Array
 from fastload.augment import batched
+from fastload.augment.arithmetic import Array
 from fastload.augment.batched import Windows, empty, exact_windows, gathered, spread, windows
 from fastload.augment.compiling import compiled, ready
 from fastload.augment.maps import IDENTITY, Geometry
