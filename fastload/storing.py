@@ -167,7 +167,7 @@ def make_store(
         return FolderStore(dataset, dataset.source_name, size, workers=num_workers(wish), pinned=pinned)
     shards = dataset.shards
     if placement.kind == "mapped":
-        return MappedStore(shards, pinned=pinned)
+        return MappedStore(shards, pinned=pinned, in_place=wish.in_place)
     total = dataset.num_bytes if placement.kind != "gpu_sharded" else len(holdings.first(wish.rank)) * dataset.row_bytes
     with byte_bar(f"load {dataset.split}", total, wish.progress) as advance:
         if placement.kind == "host":
