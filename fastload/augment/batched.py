@@ -97,7 +97,7 @@ def run(
         planar: `out` is contiguous, not channels last.
     """
     num_images, channels = len(w.ys), w.stored[2]
-    which = np.arange(num_images) if rows is None else rows.numpy()
+    which = np.arange(len(images_MHWC)) if rows is None else rows.numpy()
     assert images_MHWC.shape[1:] == w.stored
     assert len(which) == num_images
     assert out.shape == (num_images, channels, *w.size)
