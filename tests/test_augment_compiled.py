@@ -119,7 +119,8 @@ def test_batches_drawn_ahead_are_those_of_a_call(
 
 
 @pytest.mark.parametrize(
-    "pipeline", [[v2.ColorJitter(0.4)], [v2.RandomRotation(9)], [MixUp(num_classes=3)], [v2.Pad(3, padding_mode="reflect")]]
+    "pipeline",
+    [[v2.ColorJitter(0.4)], [v2.RandomRotation(9)], [MixUp(num_classes=3)], [v2.Pad(3, padding_mode="reflect")]],
 )
 def test_what_is_more_than_crops_is_not_drawn_ahead(pipeline: list[object]) -> None:
     images = batch(4, 33, 47, 3)
