@@ -193,7 +193,7 @@ def make_store(
         return FolderStore(dataset, dataset.source_name, size, workers=num_workers(wish), pinned=pinned)
     shards = dataset.shards
     if placement.kind == "mapped":
-        return MappedStore(shards, pinned=pinned)
+        return MappedStore(shards, pinned=pinned, in_place=wish.in_place)
     if placement.kind == "gpu_sharded":
         # Nobody else's: it changes as the ranks swap.
         every = torch.arange(len(dataset)) if ids is None else ids

@@ -3,6 +3,7 @@
 import itertools
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import v2
 
-from fastload import Augment
-from fastload.augment import Cutout, arithmetic, compiling, cpu
+from fastload import Augment, Loader, loader, open_dataset
+from fastload.augment import AlternatingFlip, Cutout, MixUp, arithmetic, compiling, cpu
 from fastload.augment.philox import derive, draw_words
 from fastload.errors import TransformError
 
@@ -104,18 +105,93 @@ BILINEAR = v2.InterpolationMode.BILINEAR
 def test_chains_with_colours_and_warps_are_torchs_bytes(
     pipeline: list[object], dtype: torch.dtype, channels: int
 ) -> None:
-    if channels == 1 and any(
-        len(getattr(t, "value", None) or ()) == 3
-        for t in pipeline
-        if type(t).__name__ == "RandomErasing" and not isinstance(t.value, (int, float))
-    ):
-        pytest.skip("a value for three channels")
     floats = [FLOATS[0], v2.Normalize([0.4] * channels, [0.2] * channels)] if dtype.is_floating_point else []
     for images in (batch(33, 45, 61, channels), smooth(33, 45, 61, channels)):
         for memory_format in (torch.channels_last, torch.contiguous_format):
             augment = Augment([*pipeline, *floats], dtype=dtype, memory_format=memory_format)
             painted, plain = both_ways(augment, images)
             assert torch.equal(painted, plain)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    size=st.tuples(st.integers(4, 40), st.integers(4, 40)), counts=st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    kind=st.integers(0, 3), seed=st.integers(0, 9), last=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.uint8]),
+)  # fmt: skip
+def test_batches_drawn_ahead_are_those_of_a_call(
+    size: tuple[int, int], counts: list[int], kind: int, seed: int, last: bool, dtype: torch.dtype
+) -> None:
+    crop = [
+        [v2.RandomCrop(size, padding=3, fill=9)], [v2.RandomResizedCrop(17), v2.RandomVerticalFlip()],
+        [v2.Resize((19, 23)), v2.CenterCrop(15)], [AlternatingFlip(), v2.RandomCrop(4)],
+    ][kind]  # fmt: skip
+    layout = torch.channels_last if last else torch.contiguous_format
+    augment = Augment([*crop, v2.RandomHorizontalFlip()], dtype=dtype, memory_format=layout)
+    stored = batch(20, *size, 3)
+    ids = list(torch.randperm(20, generator=torch.Generator().manual_seed(seed))[: sum(counts)].split(counts))
+    drawn = augment.ahead(stored[:0], ids, epoch=3, seed=seed)
+    assert (drawn is None) == (dtype == torch.uint8 and not last)
+    for some, windows in zip(ids, drawn or [], strict=False):
+        expected = augment(stored[some], ids=some, epoch=3, seed=seed)
+        for made in (augment.made(stored, some, windows), augment.made(stored[some], None, windows)):
+            assert made.stride() == expected.stride()
+            assert torch.equal(made, expected)
+
+
+@pytest.mark.parametrize(
+    "pipeline",
+    [[v2.ColorJitter(0.4)], [v2.RandomRotation(9)], [MixUp(num_classes=3)], [v2.Pad(3, padding_mode="reflect")]],
+)
+def test_what_is_more_than_crops_is_not_drawn_ahead(pipeline: list[object]) -> None:
+    images = batch(4, 33, 47, 3)
+    assert Augment([v2.RandomCrop(24), *pipeline]).ahead(images, [torch.arange(4)]) is None
+    assert Augment(v2.RandomCrop(24), views=2).ahead(images, [torch.arange(4)]) is None
+
+
+def test_windows_are_of_images_of_one_size() -> None:
+    augment, images = Augment(v2.RandomCrop(24)), batch(4, 33, 47, 3)
+    drawn = augment.ahead(images, [torch.arange(4)])
+    assert drawn is not None
+    with pytest.raises(AssertionError):
+        augment.made(batch(4, 33, 46, 3), None, drawn[0])
+    with pytest.raises(AssertionError):
+        augment.made(images[:3], None, drawn[0])
+    with pytest.raises(TransformError, match="there are 4 images"):
+        augment.made(images, torch.tensor([0, 1, 2, 4]), drawn[0])
+
+
+@pytest.mark.parametrize("placement", ["host", "mapped", "folder"])
+def test_a_loader_that_draws_ahead_gives_the_same_batches(
+    dataset: Path, placement: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "DRAWN_AT_ONCE", 7)
+    asked: list[int] = []
+    ahead = Augment.ahead
+
+    def counted(self: Augment, like: torch.Tensor, ids: list[torch.Tensor], **keys: int) -> object:
+        asked.append(len(ids))
+        return ahead(self, like, ids, **keys)
+
+    def passes(drop_last: bool, rank: int, num_ranks: int) -> list[torch.Tensor]:
+        options = {"placement": placement, "workers": 0, "drop_last": drop_last, "rank": rank, "world_size": num_ranks}
+        found = []
+        augment = Augment(v2.RandomCrop(20, padding=2))
+        made = Loader(open_dataset(dataset), 3, augment=augment, device="cpu", **options)  # type: ignore[arg-type]
+        for epoch in (0, 1, 5):
+            made.set_epoch(epoch)
+            made.skip(epoch % 3)
+            found += [x for images, labels in made for x in (images, labels)]
+        return found
+
+    for case in ((True, 0, 1), (False, 0, 1), (False, 1, 2)):
+        monkeypatch.setattr(Augment, "ahead", counted)
+        got = passes(*case)
+        monkeypatch.setattr(Augment, "ahead", lambda *_, **__: None)
+        expected = passes(*case)
+        assert len(got) == len(expected)
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    assert set(asked) == {1, 2}  # batches of 3, and the last ones
 
 
 def test_rows_are_taken_out_of_the_store(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
+from itertools import pairwise
 from typing import Any, overload
 
 import numpy as np
@@ -11,8 +13,9 @@ import torch
 
 from fastload.augment import cpu, reference
 from fastload.augment.arithmetic import HostNumbers, Keys
-from fastload.augment.batched import gathered
-from fastload.augment.geometry import Resize
+from fastload.augment.batched import Windows, gathered
+from fastload.augment.compiling import ready
+from fastload.augment.geometry import AXIS_MOVES, Resize
 from fastload.augment.own import AlternatingFlip, CutMix, Cutout, MixUp, RandomErasing
 from fastload.augment.plan import Mixing, Numbered, Plan
 from fastload.augment.reference import Drawn
@@ -126,6 +129,44 @@ class Augment:
     ) -> Any:  # fmt: skip
         """Do the same by the slow twin, which says what everything means; any device."""
         return self._all(images, labels, ids, None, Keys(seed, epoch), exact=True)
+
+    def ahead(
+        self, like: torch.Tensor, ids: Sequence[torch.Tensor], *, epoch: int = 0, seed: int = 0
+    ) -> list[Windows] | None:
+        """Draw for several batches at once: the thirty small steps of it take as long for one.
+
+        Args:
+            like: uint8 [M, H, W, C] on the device, of any length.
+            ids: of each batch, int64 [N] on the CPU.
+            epoch, seed: as of a call.
+
+        Returns:
+            For each batch what `made` takes; None where a call has more to do than crop, resize and mirror, and
+            where that is not on the CPU by compiled functions, or these are not there yet.
+        """
+        segment = self._segments[0]
+        if len(self._segments) > 1 or isinstance(segment, PerSample) or self.views > 1 or ready() is None:
+            return None
+        if not all(isinstance(op, AXIS_MOVES) for _, op in segment):
+            return None
+        together = torch.cat(list(ids))
+        drawn = self._drawn(segment, like, together, Keys(seed, epoch), 0)
+        self._check_channels(drawn.plan.channels)
+        found = cpu.ahead(like, drawn.plan, len(together), self.dtype, self.memory_format)
+        if found is None:
+            return None
+        ends = np.cumsum([0, *(len(n) for n in ids)]).tolist()
+        return [found.part(first, stop) for first, stop in pairwise(ends)]
+
+    def made(self, images: torch.Tensor, rows: torch.Tensor | None, windows: Windows) -> torch.Tensor:
+        """Return what a call gives for a batch whose draws were made `ahead`.
+
+        Args:
+            images, rows: as of a call.
+            windows: of the batch.
+        """
+        self._check(images, None, rows)
+        return cpu.made(images, rows, windows, self._spec.values, self.dtype, self.memory_format)
 
     def _all(
         self, images: torch.Tensor, labels: torch.Tensor | None, ids: torch.Tensor | None, rows: torch.Tensor | None,

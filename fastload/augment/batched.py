@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -18,6 +19,10 @@ import torch
 from fastload.augment.maps import AxisMap, Geometry
 from fastload.augment.sampling import spans
 from fastload.recycling import Blocks, take
+
+RANGE_BYTES = (
+    1 << 20
+)  # of the output, at least, for a thread: 64 images of 32 px take 0.1 ms, two threads to wake as long
 
 
 def empty(shape: tuple[int, int, int, int], dtype: torch.dtype, *, channels_last: bool) -> torch.Tensor:
@@ -38,47 +43,70 @@ def gathered(images_MHWC: torch.Tensor, rows: torch.Tensor | None) -> torch.Tens
     return take(images_MHWC, rows, _blocks.empty((len(rows), *images_MHWC.shape[1:]), images_MHWC.dtype))
 
 
-class Batch:
-    """What compiled.py is told of one batch.
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """Which stored pixels N images are made of, as compiled.py wants to be told.
 
-    Args:
-        make: its function.
-        images_MHWC, rows: uint8, and int64 [N]: which of them; None takes all.
-        g: windows that `whole_windows` admits, or copies.
-        left_out: images that are not wanted, [N].
-        scale, offset: by channel, from stored values to what is wanted.
+    Attributes:
+        ys, xs: int64 [N, 5]; see compiled.py.
+        resized: whether windows are resized, or copied.
+        fill: uint8 [C], of padding.
+        stored: (H, W, C) of the images that they lie in.
+        size: (S, T).
     """
 
-    def __init__(
-        self, make: Callable[..., None], images_MHWC: torch.Tensor, rows: torch.Tensor | None, g: Geometry,
-        left_out: list[bool], scale: tuple[float, ...], offset: tuple[float, ...],
-    ) -> None:  # fmt: skip
-        num_stored, height, width, channels = images_MHWC.shape
-        which = np.arange(num_stored) if rows is None else rows.numpy()
-        num_images = len(which)
+    ys: npt.NDArray[np.int64]
+    xs: npt.NDArray[np.int64]
+    resized: bool
+    fill: npt.NDArray[np.uint8]
+    stored: tuple[int, ...]
+    size: tuple[int, int]
+
+    @staticmethod
+    def of(g: Geometry, stored: tuple[int, ...], num_images: int) -> Windows:
+        """Return those of a geometry that `whole_windows` admits, or that copies."""
         if g.resized:
-            axes = [windows(a, num_images) for a in (g.y, g.x)]
+            ys, xs = (windows(a, num_images) for a in (g.y, g.x))
             # Compiled code looks at no bounds.
             assert all(
-                (a[:, 0] >= 0).all() and (a[:, 1] <= end).all() for a, end in zip(axes, (height, width), strict=True)
+                (a[:, 0] >= 0).all() and (a[:, 1] <= end).all() for a, end in zip((ys, xs), stored, strict=False)
             )
         else:
-            axes = [_spans(a, stored, num_images) for a, stored in ((g.y, height), (g.x, width))]
-        fill = np.broadcast_to(np.array(g.fill, np.uint8), channels).copy()
-        self._make, self._num_images = make, num_images
-        self._before = (images_MHWC.contiguous().numpy(), which, *axes, g.resized, np.array(left_out), fill,
-                        _repeated(scale, channels, g.x.size), _repeated(offset, channels, g.x.size))  # fmt: skip
-        self._size = np.array((g.y.size, g.x.size))
+            ys, xs = (_spans(a, end, num_images) for a, end in zip((g.y, g.x), stored, strict=False))
+        fill = np.broadcast_to(np.array(g.fill, np.uint8), stored[2]).copy()
+        return Windows(ys=ys, xs=xs, resized=g.resized, fill=fill, stored=stored, size=(g.y.size, g.x.size))
 
-    def run(self, out: torch.Tensor, *, planar: bool) -> None:
-        """Fill `out`, [N, C, S, T] of float32, or of uint8 with channels last."""
-        assert out.shape[2:] == tuple(self._size)
-        flat, nothing = out.permute(0, 2, 3, 1) if not planar else out, np.empty(0, np.uint8)
-        array = flat.reshape(-1).numpy()
-        both = (array, nothing.view(np.float32)) if out.dtype == torch.uint8 else (nothing, array)
-        spread_ranges(
-            lambda first, stop: self._make(*self._before, planar, self._size, *both, first, stop), self._num_images
-        )
+    def part(self, first: int, stop: int) -> Windows:
+        """Return those of images first .. stop - 1."""
+        return replace(self, ys=self.ys[first:stop], xs=self.xs[first:stop])
+
+
+def run(
+    make: Callable[..., None], images_MHWC: torch.Tensor, rows: torch.Tensor | None, w: Windows, left_out: list[bool],
+    scale: tuple[float, ...], offset: tuple[float, ...], out: torch.Tensor, *, planar: bool,
+) -> None:  # fmt: skip
+    """Make a batch.
+
+    Args:
+        make: compiled.py's function.
+        images_MHWC, rows: uint8, and int64 [N]: which of them; None takes all.
+        w: their windows, [N].
+        left_out: images that are not wanted, [N].
+        scale, offset: by channel, from stored values to what is wanted.
+        out: is filled, [N, C, S, T] of float32, or of uint8 with channels last.
+        planar: `out` is contiguous, not channels last.
+    """
+    num_images, channels = len(w.ys), w.stored[2]
+    which = np.arange(len(images_MHWC)) if rows is None else rows.numpy()
+    assert images_MHWC.shape[1:] == w.stored
+    assert len(which) == num_images
+    assert out.shape == (num_images, channels, *w.size)
+    array, nothing = (out if planar else out.permute(0, 2, 3, 1)).reshape(-1).numpy(), np.empty(0, np.uint8)
+    both = (array, nothing.view(np.float32)) if out.dtype == torch.uint8 else (nothing, array)
+    told = (images_MHWC.contiguous().numpy(), which, w.ys, w.xs, w.resized, np.array(left_out), w.fill,
+            _repeated(scale, channels, w.size[1]), _repeated(offset, channels, w.size[1]), planar, np.array(w.size),
+            *both)  # fmt: skip
+    spread_ranges(lambda first, stop: make(*told, first, stop), num_images, out.nbytes)
 
 
 @lru_cache(maxsize=16)
@@ -108,10 +136,11 @@ def _spans(axis: AxisMap, num_stored: int, num_images: int) -> npt.NDArray[np.in
     return np.stack([low, high - low, before, np.zeros_like(low), flipped.astype(np.int64)], axis=1)
 
 
-def spread_ranges(work: Callable[[int, int], None], count: int) -> None:
-    """Call `work` for ranges (first, stop) that make up 0 .. count - 1, as `spread` does."""
-    # Each thread takes two ranges: who is done early takes one more.
+def spread_ranges(work: Callable[[int, int], None], count: int, num_bytes: int) -> None:
+    """Call `work` for ranges (first, stop) that make up 0 .. count - 1, as `spread` does; `num_bytes` are written."""
+    # Each thread takes two ranges: who is done early takes one more. A small batch is done before threads wake up.
     num_ranges = min(count, 1 if torch.get_num_threads() == 1 else 2 * torch.get_num_threads())
+    num_ranges = min(num_ranges, max(1, num_bytes // RANGE_BYTES))
     ends = [k * count // max(1, num_ranges) for k in range(num_ranges + 1)]
     spread(lambda k: work(ends[k], ends[k + 1]), range(num_ranges))
 

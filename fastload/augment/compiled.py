@@ -32,7 +32,7 @@ SOURCE, COUNT, BEFORE = range(3)
 
 @njit(inline="always")
 def _mad(total: Any, weight: Any, value: Any) -> Any:
-    return I32(total + I32(weight * I32(value)))
+    return I32(total + I32(I32(weight) * I32(value)))
 
 
 @njit(**OPTIONS)
@@ -70,7 +70,7 @@ def _weigh(size_in: Any, size_out: Any) -> Any:
             real[i, j] = int(0.5 + real[i, j + skip] * (1 << bits)) if j + skip < reach else 0
             if real[i, j] > 0:
                 taps = max(taps, j + 1)
-    weights = np.empty(size_out * taps, np.int32)
+    weights = np.empty(size_out * taps, np.int16)  # as such, two of them are multiplied in the time of one
     for i in range(size_out):
         back = max(lowest[i] + taps - size_in, 0)  # no tap beyond the window, not even one of weight 0
         lowest[i] -= back
@@ -150,27 +150,49 @@ def _mix(rows: Any, begin: Any, weights: Any, weight: Any, taps: Any, bits: Any,
             line[x] = np.uint8(I32(sums[x] >> I32(bits)))
 
 
-@njit(**OPTIONS)
-def _copy(stored: Any, start: Any, x: Any, width: Any, channels: Any, fill: Any, line: Any) -> None:
-    """Copy a row of pixels, its padding before and after; `start` is the byte where the stored row begins."""
-    for t in range(width):
-        at = t - x[BEFORE]
-        inside = at >= 0 and at < x[COUNT]
-        at = x[COUNT] - 1 - at if x[MIRRORED] else at
-        for c in range(channels):
-            line[t * channels + c] = stored[start + (x[SOURCE] + at) * channels + c] if inside else fill[c]
+@njit(inline="always")
+def _copy(stored: Any, start: Any, x: Any, channels: Any, line: Any) -> None:
+    """Copy a row of pixels to between its padding; `start` is the byte where the stored row begins."""
+    first, target, count = U(start + x[SOURCE] * channels), U(x[BEFORE] * channels), x[COUNT]
+    if x[MIRRORED]:
+        last = first + U((count - 1) * channels)
+        for t in range(count):
+            for c in range(channels):
+                line[target + U(t * channels + c)] = stored[last - U(t * channels) + U(c)]
+    else:
+        for i in range(count * channels):
+            line[target + U(i)] = stored[first + U(i)]
 
 
-@njit(**OPTIONS)
+@njit(inline="always")
 def _write(line: Any, channels: Any, scale: Any, offset: Any, planar: Any, out: Any, begin: Any, plane: Any) -> None:
     """Scale a row of bytes to floats: side by side from `begin` on, or each channel to a plane of its own."""
     if planar:
         for c in range(channels):
             for t in range(len(line) // channels):
-                out[begin + c * plane + t] = np.float32(line[t * channels + c]) * scale[c] + offset[c]
+                out[U(begin + c * plane + t)] = np.float32(line[U(t * channels + c)]) * scale[c] + offset[c]
     else:
         for x in range(len(line)):
             out[U(begin + x)] = np.float32(line[x]) * scale[x] + offset[x]
+
+
+# The inner loops, written out for the compiler by the number of channels.
+@njit(**OPTIONS)
+def _copy_any(stored: Any, start: Any, x: Any, channels: Any, line: Any) -> None:
+    if channels == 3:
+        _copy(stored, start, x, 3, line)
+    else:
+        _copy(stored, start, x, 1, line)
+
+
+@njit(**OPTIONS)
+def _write_any(
+    line: Any, channels: Any, scale: Any, offset: Any, planar: Any, out: Any, begin: Any, plane: Any
+) -> None:
+    if channels == 3:
+        _write(line, 3, scale, offset, planar, out, begin, plane)
+    else:
+        _write(line, 1, scale, offset, planar, out, begin, plane)
 
 
 SIGNATURE = (
@@ -198,11 +220,10 @@ def _make(images: Any, which: Any, ys: Any, xs: Any, resized: Any, left_out: Any
     channels, stride = images.shape[3], images.shape[2] * images.shape[3]
     height, width = size[0], size[1]
     length = width * channels
-    rows, sums, line = (
-        np.empty(images.shape[1] * length, np.uint8),
-        np.empty(length, np.int32),
-        np.empty(length, np.uint8),
-    )
+    rows, sums = np.empty(images.shape[1] * length, np.uint8), np.empty(length, np.int32)
+    line, blank = np.empty(length, np.uint8), np.empty(length, np.uint8)
+    for i in range(length):
+        blank[i] = fill[i % channels]
     for n in range(first, stop):
         if left_out[n]:
             continue
@@ -212,23 +233,24 @@ def _make(images: Any, which: Any, ys: Any, xs: Any, resized: Any, left_out: Any
             low = lowest[y[FIRST]]
             high = lowest[y[FIRST] + height - 1] + taps
             _narrow(image, (y[LOW] + low) * stride + x[LOW] * channels, stride, high - low, x, width, channels, rows)
+        line[:] = blank
         for s in range(height):
+            row = line
             if resized:
                 at = y[FIRST] + (height - 1 - s if y[MIRRORED] else s)
                 _mix(rows, (lowest[at] - low) * length, weights, at * taps, taps, bits, line, sums)
             elif s < y[BEFORE] or s >= y[BEFORE] + y[COUNT]:
-                for i in range(length):
-                    line[i] = fill[i % channels]
+                row = blank
             else:
                 at = y[SOURCE] + (y[BEFORE] + y[COUNT] - 1 - s if y[MIRRORED] else s - y[BEFORE])
-                _copy(image, at * stride, x, width, channels, fill, line)
+                _copy_any(image, at * stride, x, channels, line)
             begin = (n * height + s) * length
             if len(stored):
-                stored[begin : begin + length] = line
+                stored[begin : begin + length] = row
             else:
                 plane = height * width
                 begin = n * channels * plane + s * width if planar else begin
-                _write(line, channels, scale, offset, planar, scaled, begin, plane)
+                _write_any(row, channels, scale, offset, planar, scaled, begin, plane)
 
 
 def _words(ids: Any, key0: Any, key1: Any, number: Any, num_blocks: Any) -> Any:

@@ -16,8 +16,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from fastload.augment.batched import Batch, empty, exact_windows, gathered, spread, windows
-from fastload.augment.compiling import coloured, compiled
+from fastload.augment import batched
+from fastload.augment.batched import Windows, empty, exact_windows, gathered, spread, windows
+from fastload.augment.compiling import coloured, compiled, ready
 from fastload.augment.maps import Geometry
 from fastload.augment.painting import Painting
 from fastload.augment.plan import Pass, Plan
@@ -25,6 +26,11 @@ from fastload.augment.sampling import copy_by_slices
 from fastload.augment.spec import Values
 
 DIRECT = (torch.float32, torch.uint8)  # what the compiled function writes
+
+
+def _is_direct(dtype: torch.dtype, memory_format: torch.memory_format) -> bool:
+    """Whether the compiled function writes the output itself."""
+    return dtype in DIRECT and (dtype != torch.uint8 or memory_format == torch.channels_last)
 
 
 def suits(images_NHWC: torch.Tensor, plan: Plan, dtype: torch.dtype) -> bool:
@@ -81,12 +87,13 @@ def run(
         images_MHWC, rows = gathered(images_MHWC, rows), None
         stored = _crops(images_MHWC, node) if node.geometry.resized else _copies(images_MHWC, node)
     else:
-        work = Batch(fast.make, images_MHWC, rows, node.geometry, painting.moved, values.scale, values.offset)
-        if dtype in DIRECT and (last or dtype != torch.uint8) and painting.idle:
-            work.run(out, planar=not last)
+        w = Windows.of(node.geometry, images_MHWC.shape[1:], num_images)
+        told = (fast.make, images_MHWC, rows, w, painting.moved, values.scale, values.offset)
+        if _is_direct(dtype, memory_format) and painting.idle:
+            batched.run(*told, out, planar=not last)
             return out
         crops_NSTC = empty((num_images, channels, height, width), torch.uint8, channels_last=True)
-        work.run(crops_NSTC, planar=False)
+        batched.run(*told, crops_NSTC, planar=False)
         crops_NSTC = crops_NSTC.permute(0, 2, 3, 1)
         stored = crops_NSTC.__getitem__
         if (paint := coloured()) is not None:
@@ -97,6 +104,38 @@ def run(
         painting.by_torch(out[i], images_MHWC[which[i] : which[i] + 1], lambda: stored(i), i)
 
     spread(one, left)
+    return out
+
+
+def ahead(
+    like: torch.Tensor, plan: Plan, num_images: int, dtype: torch.dtype, memory_format: torch.memory_format
+) -> Windows | None:
+    """Return all that `made` needs of a plan; None where `run` has more to do than resample or copy.
+
+    Args:
+        like: any number of images, uint8 [M, H, W, C].
+        plan, num_images: their draws.
+        dtype, memory_format: what to give.
+    """
+    node = plan.nodes[0]
+    if ready() is None or len(plan.nodes) > 1 or not suits(like, plan, dtype) or not _is_direct(dtype, memory_format):
+        return None
+    assert isinstance(node, Pass)
+    if node.steps or node.geometry.matrix is not None or not whole_windows(plan, num_images):
+        return None
+    return Windows.of(node.geometry, like.shape[1:], num_images)
+
+
+def made(
+    images_MHWC: torch.Tensor, rows: torch.Tensor | None, w: Windows, values: Values, dtype: torch.dtype,
+    memory_format: torch.memory_format,
+) -> torch.Tensor:  # fmt: skip
+    """Return what `run` does, for windows of `ahead`."""
+    fast, last = ready(), memory_format == torch.channels_last
+    assert fast is not None
+    out = empty((len(w.ys), w.stored[2], *w.size), dtype, channels_last=last)
+    none = [False] * len(w.ys)
+    batched.run(fast.make, images_MHWC, rows, w, none, values.scale, values.offset, out, planar=not last)
     return out
 
 

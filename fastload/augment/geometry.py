@@ -221,6 +221,9 @@ class Flip:
         builder.move(lambda g: g.flip(xp, *flips), joins=_crops, mirror=True)
 
 
+AXIS_MOVES = (Resize, Pad, CenterCrop, RandomCrop, RandomResizedCrop, Flip)  # no warp among them
+
+
 @dataclass(frozen=True, kw_only=True)
 class RandomRotation:
     """torchvision's RandomRotation; degrees, counter-clockwise, around `center` (x, y) or the middle."""

@@ -72,7 +72,7 @@ class Painting:
                   self._numbers.astype(np.float32), erased, np.array([j for _, j in self._steps], np.int64),
                   (255 * self._scale).numpy(), self._offset.contiguous().numpy(), table.numpy(), planar,
                   *both)  # fmt: skip
-        spread_ranges(lambda first, stop: paint(*before, first, stop), self._num_images)
+        spread_ranges(lambda first, stop: paint(*before, first, stop), self._num_images, 4 * direct.nbytes)
         if direct is not out_NCST:
             out_NCST.copy_(direct)
         left: list[int] = np.flatnonzero(ways == 0).tolist()

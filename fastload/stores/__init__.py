@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -28,11 +28,13 @@ class Wanted:
         num_valid: rows that count; the rest is padding.
         boxes: what is cut out of each image: of (H, W) [B, 2] and ids [B] it makes (top, left, height, width), int64
             [B, 4]; fit to be sent to another process. None takes images whole.
+        drawn: what augmentation has drawn for them already; no matter of the store.
     """
 
     ids: torch.Tensor
     num_valid: int
     boxes: Boxes | None = None
+    drawn: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,10 +19,12 @@ class MappedStore:
     Args:
         shards: [n, H, W, C] or [n, D] each, backed by their files.
         pinned: give batches in page-locked RAM.
+        in_place: serve the mapped samples themselves where they are one shard, and the rows that a step wants.
     """
 
-    def __init__(self, shards: Sequence[torch.Tensor], *, pinned: bool = False) -> None:
+    def __init__(self, shards: Sequence[torch.Tensor], *, pinned: bool = False, in_place: bool = False) -> None:
         self._shards = list(shards)
+        self._in_place = in_place and len(self._shards) == 1 and self._shards[0].is_contiguous()
         self._first_rows = np.cumsum([0, *(len(s) for s in shards)])
         self._pinned = pinned
         self._blocks = Blocks()
@@ -30,7 +32,10 @@ class MappedStore:
     def serve(self, steps: Iterator[Wanted]) -> Generator[Served, None, None]:
         """See Store."""
         for wanted in read_ahead(steps, self._shards, self._first_rows):
-            yield Served(wanted=wanted, samples=self.gather(wanted.ids))
+            if self._in_place:
+                yield Served(wanted=wanted, samples=self._shards[0], rows=wanted.ids)
+            else:
+                yield Served(wanted=wanted, samples=self.gather(wanted.ids))
 
     def gather(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the samples `ids` (int64 [B], CPU) as new memory."""
