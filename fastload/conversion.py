@@ -33,11 +33,12 @@ from fastload.formats.resident import (
 )
 from fastload.formats.shardfile import unwritten
 from fastload.output import Output
-from fastload.places import Place, Url, as_place, files_in, num_bytes_of
+from fastload.places import Place, as_place, files_in, num_bytes_of
 from fastload.plan import PLAN_NAME, SHARD_BYTES, Plan, PlannedShard, Settings, is_plan_of, read_plan
 from fastload.pool import open_pool
 from fastload.records import Record, Source
 from fastload.sources import cut_splits, detect, is_packed_table
+from fastload.urls import Url
 
 OnBad = Literal["stop", "skip"]
 

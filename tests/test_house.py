@@ -12,7 +12,19 @@ import fastload
 from tests.conftest import ROOT
 
 FLOORS = {
-    0: ["records", "errors", "files", "places", "shares", "resharding", "devices", "memory", "recycling", "together"],
+    0: [
+        "records",
+        "errors",
+        "files",
+        "places",
+        "urls",
+        "shares",
+        "resharding",
+        "devices",
+        "memory",
+        "recycling",
+        "together",
+    ],
     1: ["decode", "placement", "output", "pool", "stores", "sheet", "sources", "formats", "augment", "profiling"],
     2: [
         "conversion",
@@ -54,7 +66,7 @@ SAME_FLOOR = {
     ("conversion", "filling"), ("conversion", "plan"), ("filling", "plan"),
     ("conversion_ffcv", "conversion"), ("conversion_tables", "conversion"), ("conversion_tables", "plan"),
     ("conversion", "conversion_tables"), ("conversion", "conversion_dask"), ("conversion_dask", "filling"),
-    ("conversion_dask", "plan"), ("files", "places"), ("records", "places"),
+    ("conversion_dask", "plan"), ("files", "places"), ("files", "urls"), ("records", "places"), ("places", "urls"),
     ("resharding", "shares"), ("loader", "storing"), ("loader", "cut"), ("storing", "cut"),
 }  # fmt: skip
 

@@ -24,10 +24,11 @@ from typer.testing import CliRunner
 from fastload import convert
 from fastload.cli import app
 from fastload.errors import ConfigError, DecodeError, FastloadError, SourceError
-from fastload.places import NUM_WAITING, Url, as_place, join, read_bytes
+from fastload.places import NUM_WAITING, as_place, join, read_bytes
 from fastload.records import Record, Source
 from fastload.sources import describe, detect, read_table
 from fastload.sources.lists import read_list
+from fastload.urls import Url
 from tests.conftest import write_image
 from tests.remote_help import Elsewhere, forget, to_memory
 from tests.sources_help import (

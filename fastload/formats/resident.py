@@ -20,8 +20,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from fastload.errors import DatasetError, printable
-from fastload.places import Place, Url, num_bytes_of
+from fastload.places import Place, num_bytes_of
 from fastload.records import SPLITS
+from fastload.urls import Url
 
 FORMAT = "fastload-resident"
 VERSION = 1
