@@ -244,7 +244,7 @@ def merge(
 
 
 def _say_written(path: Place) -> None:
-    from fastload.formats.resident import read_manifest
+    from fastload.formats.manifest import read_manifest
 
     manifest = read_manifest(path)
     counts = ", ".join(f"{manifest.count(s):,} {s}" for s in manifest.splits)
@@ -271,7 +271,7 @@ def info(dataset: DatasetPath) -> None:
     """Say what a dataset holds, and where this machine would keep it."""
     from fastload.devices import current_device
     from fastload.formats import open_dataset
-    from fastload.formats.resident import read_manifest
+    from fastload.formats.manifest import read_manifest
     from fastload.placement import choose, gib
     from fastload.places import as_place
     from fastload.storing import need_of
@@ -319,7 +319,8 @@ def verify(
     Names every shard that was changed, cut, lost or swapped, and ends with exit code 1 if there is one.
     """
     from fastload.formats.ffcv import check_beton, find_beton_damage
-    from fastload.formats.resident import find_damage, read_manifest
+    from fastload.formats.manifest import read_manifest
+    from fastload.formats.resident import find_damage
     from fastload.places import as_place
     from fastload.storing import byte_bar
 

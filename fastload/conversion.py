@@ -21,16 +21,8 @@ from fastload.decode import MAX_PIXELS, Fit
 from fastload.errors import ConfigError, DatasetError, SourceError, printable
 from fastload.files import write_text, write_whole
 from fastload.filling import Filler, convert_shards, finished_shards, num_writers
-from fastload.formats.resident import (
-    BAD_NAME,
-    MANIFEST_NAME,
-    SAMPLES_NAME,
-    Field,
-    Manifest,
-    Shard,
-    read_shard_metadata,
-    sha256_of,
-)
+from fastload.formats.manifest import BAD_NAME, MANIFEST_NAME, SAMPLES_NAME, Field, Manifest, Shard
+from fastload.formats.resident import read_shard_metadata, sha256_of
 from fastload.formats.shardfile import unwritten
 from fastload.output import Output
 from fastload.places import Place, as_place, files_in, num_bytes_of

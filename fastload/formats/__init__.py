@@ -7,8 +7,9 @@ from typing import Any, overload
 
 from fastload.errors import DatasetError, printable
 from fastload.formats.ffcv import Beton, find_beton_damage, open_beton
+from fastload.formats.manifest import MANIFEST_NAME, read_manifest
 from fastload.formats.mapstyle import MapDataset, open_folder
-from fastload.formats.resident import MANIFEST_NAME, Dataset, find_damage, read_manifest
+from fastload.formats.resident import Dataset, find_damage
 from fastload.places import as_place
 from fastload.urls import Url
 

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from fastload.errors import DatasetError, printable
 from fastload.files import Draft, Part, blocks_of, write_at, write_whole
-from fastload.formats.resident import DTYPES
+from fastload.formats.manifest import DTYPES
 from fastload.places import Place
 from fastload.urls import Url
 
