@@ -5,20 +5,22 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fastload import options
 from fastload.errors import ConfigError, exit_with, printable
 
 if TYPE_CHECKING:
     from fastload.places import Place
-    from fastload.plan import Plan
+    from fastload.plan import Settings
+    from fastload.records import Source
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -46,169 +48,108 @@ def run(command: Callable[..., Any]) -> None:
 
 @app.command()
 def convert(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SRC",
-            help="A folder with one folder per class, or with split folders (train, valid, test and their usual other "
-            "names) that hold them; a folder with labels in the file names (3_102.jpg) or in text files beside the "
-            "images; a list (.csv, .tsv, .txt); tars (shards/{000..099}.tar); .parquet; a table (.csv, .csv.gz, .tsv) "
-            "with --target; the URL of any of these (s3://bucket/food11); torchvision:NAME; hf:NAME.",
-            show_default=False,
-        ),
-    ],
-    out: Annotated[
-        str | None,
-        typer.Argument(help="The dataset to write, or its URL; SRC.fastload where not given.", show_default=False),
-    ] = None,
-    format: Annotated[
-        Literal["resident", "ffcv"],
-        typer.Option(help="resident: a dataset of one image size; ffcv: OUT/SPLIT.beton, images of their own sizes."),
-    ] = "resident",
-    mode: Annotated[Literal["raw", "jpg", "proportion"], typer.Option(help="ffcv: how images are stored.")] = "raw",
-    quality: Annotated[int, typer.Option(help="ffcv: of the JPEGs, 1 to 100.")] = 90,
-    max_resolution: Annotated[
-        int | None, typer.Option(help="ffcv: shrink images to this longer side, in pixels.", show_default=False)
-    ] = None,
-    size: Annotated[int, typer.Option(help="resident: side of the stored images, in pixels.")] = 256,
-    fit: Annotated[
-        Literal["stretch", "crop", "pad"],
-        typer.Option(help="resident: how a picture becomes square: stretched, the centre cut out, or black added."),
-    ] = "stretch",
-    split: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=SHARE",
-            help="Cut a split from train where the source has none, e.g. valid=0.1: the same share of every class, "
-            "always the same images. May be given twice.",
-            show_default=False,
-        ),
-    ] = None,
-    on_bad: Annotated[
-        Literal["stop", "skip"],
-        typer.Option(help="At a file that is no whole image: stop and name it, or leave it out and list it."),
-    ] = "stop",
-    max_pixels: Annotated[int, typer.Option(help="Images of more pixels are bad ones.")] = 178_000_000,
-    layout: Annotated[
-        str | None,
-        typer.Option(help="Take this layout instead of finding it; --dry-run names the one found.", show_default=False),
-    ] = None,
-    path_column: Annotated[str | None, typer.Option(help="Of a list: where the paths are.", show_default=False)] = None,
-    label_column: Annotated[
-        str | None, typer.Option(help="Of a list, parquet or hf: where the labels are.", show_default=False)
-    ] = None,
-    class_names: Annotated[
-        str | None,
-        typer.Option(
-            help="A file or URL with names to show: JSON from class to name, or a name per line. "
-            "cat_to_name.json is found.",
-            show_default=False,
-        ),
-    ] = None,
-    root: Annotated[
-        str | None,
-        typer.Option(
-            help="What a list's paths are relative to (or a URL), or torchvision's folder.", show_default=False
-        ),
-    ] = None,
-    download: Annotated[bool, typer.Option("--download", help="Let torchvision or hf fetch what is missing.")] = False,
-    allow_outside: Annotated[
-        bool, typer.Option("--allow-outside", help="Take paths of a list that lead out of its root.")
-    ] = False,
-    target: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="COLUMN",
-            help="The source is a table, and this column is to be predicted: a name, a number from 1, or -1 for the "
-            "last. Several are predicted together by regression.",
-            show_default=False,
-        ),
-    ] = None,
-    regression: Annotated[
-        bool | None,
-        typer.Option(
-            "--regression/--classes",
-            help="Of a table: whether the target is an amount or a class; whole numbers of at most 20 values and "
-            "texts are classes where not given.",
-            show_default=False,
-        ),
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            metavar="I/N",
-            help="Write only the I-th of N shares, on this machine; `fastload merge` ends it when all are done.",
-            show_default=False,
-        ),
-    ] = None,
-    dask: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ADDRESS", help="Let the workers of this Dask scheduler write the shards.", show_default=False
-        ),
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what was found and would be done, and stop.")] = False,
-    seed: Annotated[int, typer.Option(help="Of the cut, and of the one shuffle of train.")] = 0,
-    workers: Annotated[
-        int | None, typer.Option(help="Processes that decode; one per core where not given.", show_default=False)
-    ] = None,
+    source: options.Source,
+    out: options.Out = None,
+    format: options.Format = "resident",
+    mode: options.Mode = "raw",
+    quality: options.Quality = 90,
+    max_resolution: options.MaxResolution = None,
+    size: options.Size = 256,
+    fit: options.Fit = "stretch",
+    split: options.Split = None,
+    on_bad: options.OnBad = "stop",
+    max_pixels: options.MaxPixels = 178_000_000,
+    layout: options.Layout = None,
+    path_column: options.PathColumn = None,
+    label_column: options.LabelColumn = None,
+    class_names: options.ClassNames = None,
+    root: options.Root = None,
+    download: options.Download = False,
+    allow_outside: options.AllowOutside = False,
+    target: options.Target = None,
+    regression: options.Regression = None,
+    task: options.Task = None,
+    dask: options.Dask = None,
+    dry_run: options.DryRun = False,
+    seed: options.Seed = 0,
+    workers: options.Workers = None,
 ) -> None:
     """Turn images with labels into a dataset that needs no decoding.
 
     Every image is decoded once, brought to SIZE x SIZE and stored as bytes. The same source and options
     give the same bytes. A run that was stopped goes on where it was when the same command is given again.
     """
-    from fastload import conversion, sources
-    from fastload.places import as_place
-    from fastload.plan import Plan, Settings
+    from fastload import sources
+    from fastload.plan import Settings
 
     shares = dict(_parse_share(s) for s in split or [])
+    listing = {"layout": layout, "path_column": path_column, "label_column": label_column, "class_names": class_names,
+               "root": root, "download": download, "allow_outside": allow_outside}  # fmt: skip
+    writing: dict[str, Any] = {"split": shares, "on_bad": on_bad, "max_pixels": max_pixels, "seed": seed,
+                               "workers": workers, "progress": True}  # fmt: skip
     if target or regression is not None or sources.is_packed_table(source):
-        _refuse(
-            f"a table ({printable(source)})", format=format != "resident", layout=layout, path_column=path_column,
-            label_column=label_column, class_names=class_names, root=root, download=download,
-            allow_outside=allow_outside, task=task, dask=dask,
-        )  # fmt: skip
+        _refuse(f"a table ({printable(source)})", format=format != "resident", **listing, task=task, dask=dask)
         _convert_table(source, out, target, regression, shares, seed, dry_run)
         return
     if format == "ffcv":
         _refuse("--format ffcv, which writes in one go", task=task, dask=dask)
     settings = Settings(size=size, fit=fit, seed=seed, max_pixels=max_pixels)
-    path = as_place(out) if out is not None else conversion.default_output(source)
-    if format == "resident" and not dry_run:
-        conversion.free_output(path)
-    with Console(stderr=True).status("listing the samples"):
-        found = sources.detect(
-            source, layout=layout, path_column=path_column, label_column=label_column, class_names=class_names,
-            root=root, download=download, allow_outside=allow_outside,
-        )  # fmt: skip
+    found, path = _find(source, out, listing, is_free=format == "resident" and not dry_run)
     if dry_run:
-        cut = conversion.listed(found, shares, seed)
-        print("\n".join([*sources.describe(cut), _would_write(path, Plan(source=cut, settings=settings))]))
+        _say_plan(found, path, shares, settings)
     elif format == "ffcv":
-        from fastload.conversion_ffcv import convert_to_ffcv
-
-        folder = convert_to_ffcv(
-            found, path if out is not None else conversion.default_output(source).with_suffix(".ffcv"), mode=mode,
-            quality=quality, max_resolution=max_resolution, split=shares, on_bad=on_bad, max_pixels=max_pixels,
-            seed=seed, workers=workers, progress=True,
-        )  # fmt: skip
-        print(f"wrote {printable(folder)}: {', '.join(f.name for f in sorted(folder.glob('*.beton')))}")
+        _convert_to_ffcv(found, source, out, mode=mode, quality=quality, max_resolution=max_resolution, **writing)
     else:
-        written = conversion.convert(
-            found, path, size=size, fit=fit, split=shares, on_bad=on_bad, max_pixels=max_pixels, seed=seed,
-            workers=workers, task=task, dask=dask, progress=True,
-        )  # fmt: skip
-        if task is not None:
-            print(f"task {task} is done: {printable(written)}; when all are: fastload merge {printable(path)}")
-        else:
-            _say_written(written)
+        _convert_images(found, path, size=size, fit=fit, task=task, dask=dask, **writing)
 
 
 def _refuse(what: str, **given: object) -> None:
     """Raise ConfigError for the first of these options that was given: it means nothing to `what`."""
     for name in (name for name, value in given.items() if value):
         raise ConfigError(f"--{name.replace('_', '-')} means nothing to {what}; leave it out.")
+
+
+def _find(source: str, out: str | None, listing: Mapping[str, Any], *, is_free: bool) -> tuple[Source, Place]:
+    """Return what a source holds and where to write it; where that has to be free, say so before a long listing."""
+    from fastload import conversion, sources
+    from fastload.places import as_place
+
+    path = as_place(out) if out is not None else conversion.default_output(source)
+    if is_free:
+        conversion.free_output(path)
+    with Console(stderr=True).status("listing the samples"):
+        return sources.detect(source, **listing), path
+
+
+def _say_plan(found: Source, path: Place, shares: Mapping[str, float], settings: Settings) -> None:
+    from fastload import sources
+    from fastload.conversion import listed
+    from fastload.placement import gib
+    from fastload.plan import Plan
+
+    plan = Plan(source=listed(found, shares, settings.seed), settings=settings)
+    num_bytes = sum(len(shard.records) for shard in plan.shards) * math.prod(plan.image_shape)
+    shape = "x".join(str(n) for n in plan.image_shape)
+    print("\n".join(sources.describe(plan.source)))
+    print(f"would write: {printable(path)}, {_shards(len(plan.shards))} of {shape} uint8, {gib(num_bytes)}")
+
+
+def _convert_to_ffcv(found: Source, source: str, out: str | None, **options: Any) -> None:
+    from fastload.conversion import default_output
+    from fastload.conversion_ffcv import convert_to_ffcv
+
+    folder = convert_to_ffcv(found, out if out is not None else default_output(source).with_suffix(".ffcv"), **options)
+    print(f"wrote {printable(folder)}: {', '.join(f.name for f in sorted(folder.glob('*.beton')))}")
+
+
+def _convert_images(found: Source, path: Place, *, task: str | None, **options: Any) -> None:
+    from fastload.conversion import convert
+
+    written = convert(found, path, task=task, **options)
+    if task is None:
+        _say_written(written)
+    else:
+        print(f"task {task} is done: {printable(written)}; when all are: fastload merge {printable(path)}")
 
 
 def _convert_table(
@@ -252,14 +193,6 @@ def _say_written(path: Place) -> None:
     print(f"wrote {printable(path)}: {counts}; {kinds}, {manifest.sample}")
     if manifest.skipped:
         print(f"left out {len(manifest.skipped):,} bad images: see {printable(path)}/bad.csv", file=sys.stderr)
-
-
-def _would_write(target: Place, plan: Plan) -> str:
-    from fastload.placement import gib
-
-    num_bytes = sum(len(shard.records) for shard in plan.shards) * math.prod(plan.image_shape)
-    shape = "x".join(str(n) for n in plan.image_shape)
-    return f"would write: {printable(target)}, {_shards(len(plan.shards))} of {shape} uint8, {gib(num_bytes)}"
 
 
 # The plan counts the batches under way, too; of these they are a small part of it.
