@@ -91,18 +91,10 @@ def convert(
     if task and dask:
         raise ConfigError("a task runs here and dask elsewhere; pass one of them.")
     output = free_output(out, source)
-    found = listed(source, split, seed)
-    plan = Plan(source=found, settings=settings)
-    numbers = range(len(plan.shards))[share]
-    total = sum(len(plan.shards[n].records) for n in numbers)
+    plan = Plan(source=listed(source, split, seed), settings=settings)
     if dask is not None:
-        from fastload.conversion_dask import convert_shards_on
-
-        with output.held() as folder, progress_bar("convert", total, progress) as advance:
-            _refuse_other_plan(folder, plan)
-            digests = convert_shards_on(dask, plan, folder, on_bad == "skip", advance)
-            finish(plan, output, finished_shards(plan, folder), digests)
-        return output.path
+        return _convert_on(dask, plan, output, on_bad == "skip", progress)
+    numbers = range(len(plan.shards))[share]
     with (
         Filler(plan, numbers, output.folder, 1 + num_writers(workers), skip_bad=on_bad == "skip") as filler,
         # Before the output: its processes would hold the lock on it for as long as they live.
@@ -112,10 +104,22 @@ def convert(
         _refuse_other_plan(folder, plan)
         if task is not None:
             _write_plan(plan, folder / PLAN_NAME)
+        total = sum(len(plan.shards[n].records) for n in numbers)
         with progress_bar("convert", total, progress) as advance:
             digests = convert_shards(filler, pool, advance)
         if task is not None:
             return folder
+        finish(plan, output, finished_shards(plan, folder), digests)
+    return output.path
+
+
+def _convert_on(dask: str, plan: Plan, output: Output, skip_bad: bool, progress: bool) -> Place:
+    """Let the workers of a Dask scheduler write the shards, and close the dataset."""
+    from fastload.conversion_dask import convert_shards_on
+
+    with output.held() as folder, progress_bar("convert", len(plan.source.records), progress) as advance:
+        _refuse_other_plan(folder, plan)
+        digests = convert_shards_on(dask, plan, folder, skip_bad, advance)
         finish(plan, output, finished_shards(plan, folder), digests)
     return output.path
 
