@@ -216,16 +216,14 @@ class Trainer:
         position.epochs.append(epoch)
         position.batch, position.loss_sum, position.num_samples = 0, 0.0, 0.0
         position.phase_epoch, position.since_best = position.phase_epoch + 1, position.since_best + 1
-        names = ["last"]
-        if epoch.is_better(position.best, config.monitor):
+        if is_best := epoch.is_better(position.best, config.monitor):
             position.best, position.since_best = epoch, 0
-            names.append("best")
         if position.phase_epoch == run.phase.epochs or position.since_best == config.patience:
             position.phase, position.phase_epoch, position.since_best = position.phase + 1, 0, 0
         if self.is_main:
-            for name in names:
+            for name in ("last", "best") if is_best else ("last",):
                 save_checkpoint(run.output / f"{name}.safetensors", run.kept, {**about, **asdict(epoch)})
-            if "best" in names and found is not None and found.confusion is not None:
+            if is_best and found is not None and found.confusion is not None:
                 write_confusion(run.output, found.confusion, about["display_names"])
         run.save()
 
