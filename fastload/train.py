@@ -20,7 +20,8 @@ from fastload.errors import ConfigError, TrainError, printable
 from fastload.evaluation import Evaluation, Totals, draw_confusion, loss_of, sums_on, write_confusion
 from fastload.loader import Loader
 from fastload.optim import train_mode
-from fastload.phases import Phase, Run
+from fastload.phases import Phase as Phase
+from fastload.phases import Run
 from fastload.profiling import Timing, judge
 from fastload.profiling.report import write_json
 from fastload.results import Epoch, TrainResult, make_output, names_of, report, shown_settings
@@ -179,12 +180,11 @@ class Trainer:
             raise TrainError(f"the training loss is {loss_sum} in epoch {number}; use a smaller lr than {lr:g}.")
         found = None if run.valid is None else self.evaluate(run.kept, run.valid)
         wall = timing.wall_seconds - timing_before.wall_seconds
-        epoch = Epoch(
+        return Epoch(
             epoch=number, phase=run.phase.name, lr=lr, train_loss=loss_sum / count, seconds=seconds,
             images_per_second=(count - count_before) / seconds, **({} if found is None else found.figures),
             data_wait=(timing.wait_seconds - timing_before.wait_seconds) / wall if wall > 0 else None,
-        )  # fmt: skip
-        return epoch, found
+        ), found  # fmt: skip
 
     def _batch(self, run: Run, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, bool]:
         """Add a batch's gradients, and step after `accumulate` of them; return the loss, and whether it stepped."""
@@ -237,14 +237,9 @@ class Trainer:
         )  # fmt: skip
         # A run that had ended before has measured nothing now.
         if self.is_main and (run.resumed is None or not (run.output / "result.json").exists()):
-            processes, precision = self.accelerator.num_processes, self.accelerator.mixed_precision
-            setup = {"num_processes": processes, "device": device, "precision": precision}
-            write_json(run.output / "result.json", report(result, train, about, setup))
+            write_json(run.output / "result.json", report(result, train, about, self.accelerator))
             if self.config.max_steps is None:  # drawing takes longer than trying things out
                 draw_confusion(run.output)
         run.tracker.result(result)
         self.accelerator.wait_for_everyone()
         return result
-
-
-__all__ = ["Phase", "TrainConfig", "Trainer"]
