@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("no_accelerate_left")
 def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, object]]]:
     """Where the runs lie, `alone` and in two `ranks`, and what those alone came to."""
     out = tmp_path_factory.mktemp("trained")
-    done = launch("tests.forked_training", dataset, out)
+    done = launch("tests.forked_training", dataset, out, timeout=280)  # of two tests
     assert done.returncode == 0, done.stderr
     return out, json.loads(done.stdout)
 
