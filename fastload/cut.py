@@ -86,6 +86,13 @@ def parse_cut(transform: Any) -> Cut:
     """
     steps = list(getattr(transform, "transforms", transform if isinstance(transform, list | tuple) else [transform]))
     names = [type(step).__name__ for step in steps]
+    for step, name in zip(steps, names, strict=True):
+        way = getattr(step, "interpolation", "bilinear")
+        if getattr(way, "value", way) not in ("bilinear", 2) or getattr(step, "max_size", None) is not None:
+            raise TransformError(
+                f"cut: {printable(name)} asks for another interpolation than bilinear, or for max_size, which is not "
+                "supported; leave it out."
+            )
     sizes = [_numbers(getattr(step, "size", ())) for step in steps]
     if names == ["RandomResizedCrop"]:
         scale, ratio = steps[0].scale, steps[0].ratio

@@ -58,15 +58,14 @@ def current_device() -> torch.device:
 
 
 def parse_device(name: str | torch.device | None) -> torch.device:
-    """Return the device called `name`, or the best one where it is None.
+    """Return the device called `name`, or the best one where it is None; of CUDA's, with its number.
 
     Raises:
         ConfigError: no such device here.
     """
-    if name is None:
-        return current_device()
     try:
-        device = torch.device(name)
+        # Accelerate's is without a number where it has one GPU, and then not equal to that of any tensor.
+        device = current_device() if name is None else torch.device(name)
     except RuntimeError:
         raise ConfigError(f"device {printable(repr(name))} is not known; use cpu, cuda, cuda:1 or mps.") from None
     if device.type == "cuda":

@@ -177,6 +177,8 @@ def _losses(kind: Loss, outputs: torch.Tensor, labels: torch.Tensor, smoothing: 
     if kind == "mse":
         return functional.mse_loss(outputs.reshape(labels.shape), labels, reduction="none").flatten(1).mean(1)
     if kind == "bce":
-        return functional.binary_cross_entropy_with_logits(outputs.flatten(), labels.float(), reduction="none")
+        known = labels != UNLABELLED
+        losses = functional.binary_cross_entropy_with_logits(outputs.flatten(), labels.float(), reduction="none")
+        return losses.where(known, 0.0)
     ignore = {"ignore_index": UNLABELLED} if labels.ndim == 1 else {}
     return functional.cross_entropy(outputs, labels, reduction="none", label_smoothing=smoothing, **ignore)  # type: ignore[arg-type]

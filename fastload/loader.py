@@ -48,7 +48,7 @@ class Loader:
         device: where batches are wanted; Accelerate's, else cuda, else mps, else cpu.
         placement: the memory that serves them: `gpu`, `gpu_sharded` (each rank a share), `host`, `mapped`; `ffcv`
             (a .beton) and `folder` (sample by sample through DataLoader, to compare with); or `auto`: the fastest
-            of gpu, host and mapped that fits.
+            of gpu, host and mapped that fits. Loaders of one split in one process share its copy in `gpu` or `host`.
         shuffle: a new order every epoch, keyed on (seed, epoch), of the samples that have a label.
         drop_last: leave out the partial last step; as `shuffle` where not given: training needs equal
             steps, evaluation every sample.

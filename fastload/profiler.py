@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from itertools import cycle, islice
+from itertools import count, cycle, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -39,6 +39,7 @@ REPLAY_STEPS = 10  # of a block, behind its warm-up
 REPLAY_WARMUP = 2
 NUM_LOAD = 24  # batches of the loader alone
 MAX_LOAD_SECONDS = 20.0
+_numbers = count()  # of the profiles of this process: ranks make theirs alike
 
 
 class Profile(Generic[Batch]):
@@ -93,6 +94,7 @@ class Profile(Generic[Batch]):
         self._quiet, self._num_warmup, self._assume_gpu_rate = quiet, num_warmup, assume_gpu_rate
         self._device = parse_device(device)
         self._rank, self._world_size = ranks.current()
+        self._known_as = f"profile{next(_numbers)}"
         self._feeding = Feeding.of(loader)
         self._meter, self._replay_meter = WaitMeter(self._device, num_warmup=num_warmup), WaitMeter(self._device)
         self._system = SystemMeter(num_workers=self._feeding.num_workers)
@@ -206,6 +208,8 @@ class Profile(Generic[Batch]):
             if meter.failure is not None:
                 self._failures.append(f"{type(meter.failure).__name__}: {printable(meter.failure)}")
         system, starved, read = self._system.result(), self._system.starved_share, self._system.read_chars_per_second
+        if complete:
+            self._safely(ranks.announce, self._rank, self._world_size, self._known_as)
         if again:
             with generators_kept():
                 load = self._attempt(self._load_alone)
@@ -238,7 +242,9 @@ class Profile(Generic[Batch]):
             )),
         ).as_dict()  # fmt: skip
         if complete:
-            self.report = ranks.gather(report, self._rank, self._world_size, "profile")
+            self.report = ranks.gather(report, self._rank, self._world_size, self._known_as)
+            if self.report is not None and self.report["run"]["num_ranks"] < ranks.num_here(self._world_size):
+                self._failures.append("the report of another rank did not come in time, and is left out")
         else:
             self.report = report if self._rank == 0 else None
         if self.report is not None:

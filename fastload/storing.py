@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, Literal, get_args
 
 import torch
 from rich.console import Console
@@ -17,7 +17,7 @@ from fastload.errors import ConfigError, FastloadError, PlacementError, printabl
 from fastload.formats import AnyDataset, Beton, Dataset, MapDataset
 from fastload.placement import Kind, Need, Placement, check_kind, choose
 from fastload.resharding import Holdings
-from fastload.stores import Store
+from fastload.stores import Store, copies
 from fastload.stores.beton import BetonFile, BetonStore, can_decode
 from fastload.stores.folder import FolderStore
 from fastload.stores.mapped import MappedStore
@@ -25,6 +25,9 @@ from fastload.stores.sharded import ShardedStore
 from fastload.stores.shared import host_tensor
 from fastload.stores.tensors import TensorStore, fill
 from fastload.together import gather_numbers
+
+# Memory that holds a split as it is in the dataset.
+Whole = Literal["gpu", "host"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +103,7 @@ def need_of(dataset: Dataset, batch_size: int, world_size: int = 1) -> Need:
 def _choose(dataset: AnyDataset, wish: Wish) -> Placement:
     check_kind(wish.kind)
     if isinstance(dataset, Dataset):
-        need = need_of(dataset, wish.batch_size, wish.world_size)
-        return choose(wish.kind, need, wish.device, reserve_bytes=wish.reserve_bytes)
+        return _choose_resident(dataset, wish)
     possible = ("ffcv", "folder") if isinstance(dataset, Beton) else ("folder",)
     if wish.kind not in (*possible, "auto"):
         raise ConfigError(
@@ -112,6 +114,30 @@ def _choose(dataset: AnyDataset, wish: Wish) -> Placement:
     if wish.kind == "ffcv" or (wish.kind == "auto" and isinstance(dataset, Beton) and can_decode()):
         return Placement(kind="ffcv", reason=f"{what}, decoded by ffcv's functions on {num_workers(wish)} threads")
     return Placement(kind="folder", reason=f"{what}, one by one through DataLoader({num_workers(wish)})")
+
+
+def _choose_resident(dataset: Dataset, wish: Wish) -> Placement:
+    """Choose the memory; a copy that another loader has there takes no more of it."""
+    whole: tuple[Whole, ...] = get_args(Whole)
+    shared = {
+        kind: Placement(kind=kind, reason=f"{describe(dataset)}, the copy of another loader of this process")
+        for kind in whole if copies.find(_name(dataset, wish, kind)) is not None
+    }  # fmt: skip
+    # The fastest memory that there is: no look at what is free could find better.
+    first = "gpu" if wish.kind == "auto" else wish.kind
+    if first in shared:
+        return shared[first]
+    need = need_of(dataset, wish.batch_size, wish.world_size)
+    placement = choose(wish.kind, need, wish.device, reserve_bytes=wish.reserve_bytes)
+    return shared.get("host", placement) if wish.kind == "auto" and placement.kind == "mapped" else placement
+
+
+def _name(dataset: Dataset, wish: Wish, kind: Whole) -> copies.Name:
+    """Return the name of a copy of a split in GPU memory or in RAM."""
+    where: dict[str, Any] = {"device": wish.device}
+    if kind == "host":
+        where = {"pinned": wish.device.type == "cuda", "together": wish.together}
+    return copies.Name(path=dataset.path.resolve(), digest=dataset.digest, split=dataset.split, kind=kind, **where)
 
 
 def num_workers(wish: Wish) -> int:
@@ -168,20 +194,35 @@ def make_store(
     shards = dataset.shards
     if placement.kind == "mapped":
         return MappedStore(shards, pinned=pinned)
-    total = dataset.num_bytes if placement.kind != "gpu_sharded" else len(holdings.first(wish.rank)) * dataset.row_bytes
-    with byte_bar(f"load {dataset.split}", total, wish.progress) as advance:
-        if placement.kind == "host":
-            samples = host_tensor(shards, together=wish.together, pinned=pinned, advance=advance)
-            return TensorStore(samples, pinned=pinned, in_place=wish.in_place)
-        if placement.kind == "gpu_sharded":
-            every = torch.arange(len(dataset)) if ids is None else ids
-            read = MappedStore(shards).gather
+    if placement.kind == "gpu_sharded":
+        # Nobody else's: it changes as the ranks swap.
+        every = torch.arange(len(dataset)) if ids is None else ids
+        read, total = MappedStore(shards).gather, len(holdings.first(wish.rank)) * dataset.row_bytes
+        with byte_bar(f"load {dataset.split}", total, wish.progress) as advance:
             return ShardedStore(
                 holdings, every, wish.rank, read, shards[0][:0], wish.device, swap=wish.together, advance=advance
             )
-        samples = torch.empty((len(dataset), *dataset.sample_shape), dtype=shards[0].dtype, device=wish.device)
-        fill(samples, shards, advance=advance)
-        return TensorStore(samples)
+    if placement.kind == "host":
+        return TensorStore(_copy(dataset, wish, "host"), pinned=pinned, in_place=wish.in_place)
+    return TensorStore(_copy(dataset, wish, "gpu"))
+
+
+def _copy(dataset: Dataset, wish: Wish, kind: Whole) -> torch.Tensor:
+    """Return all samples in one tensor in the wished memory: the one that is there already, or a new one."""
+    name = _name(dataset, wish, kind)
+    found = copies.find(name)
+    if name.together and not all(there for (there,) in gather_numbers([int(found is not None)])):
+        found = None  # a rank has let go of its own already, and a new one is made by all of them
+    if found is not None:
+        return found
+    shards = dataset.shards
+    with byte_bar(f"load {dataset.split}", dataset.num_bytes, wish.progress) as advance:
+        if kind == "host":
+            samples = host_tensor(shards, together=name.together, pinned=name.pinned, advance=advance)
+        else:
+            samples = torch.empty((len(dataset), *dataset.sample_shape), dtype=shards[0].dtype, device=wish.device)
+            fill(samples, shards, advance=advance)
+    return copies.keep(name, samples)
 
 
 @contextmanager

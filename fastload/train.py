@@ -144,6 +144,8 @@ class Trainer:
         else:
             run.train.set_epoch(number)
             position.lr = run.optimizer.param_groups[0]["lr"]
+            if run.resumed is not None:
+                restore_generators(run.resumed, accelerator)
         bar.epoch_begins(number, run.steps, position.batch)
         sums = sums_on(accelerator.device, position.loss_sum, done) / accelerator.num_processes
         train_mode(run.model)
@@ -151,8 +153,9 @@ class Trainer:
         with closing(Trace(run.output if is_traced else None)) as trace:
             for images, labels in run.meter.watch(run.train):
                 if run.resumed is not None:
-                    # Only now: a DataLoader below the loader draws a number when it begins.
-                    restore_generators(run.resumed, accelerator)
+                    if position.batch:
+                        # Only now: a DataLoader below the loader has drawn a number again when it began.
+                        restore_generators(run.resumed, accelerator)
                     run.resumed = None
                 elif number == position.batch == 0:
                     run.tracker.first_batch(run.model, images)
@@ -178,6 +181,8 @@ class Trainer:
         number, lr, timing = len(run.position.epochs), run.position.lr, run.meter.result()
         if not math.isfinite(loss_sum):
             raise TrainError(f"the training loss is {loss_sum} in epoch {number}; use a smaller lr than {lr:g}.")
+        if run.valid is not None:
+            run.valid.set_epoch(number)  # what it draws, if anything, is the epoch's, also of a run that goes on
         found = None if run.valid is None else self.evaluate(run.kept, run.valid)
         wall = timing.wall_seconds - timing_before.wall_seconds
         return Epoch(

@@ -79,6 +79,7 @@ def train(s: Settings) -> tuple[fastload.Trainer, TrainResult, str]:
     crop = s.crop or max(32, s.size * 7 // 8 // 32 * 32)
 
     def loaders(size: int, crop: int) -> dict[str, Any]:
+        # Those of one split share its copy in memory, whatever they make of it.
         shared: dict[str, Any] = {"placement": s.placement, "seed": s.seed}
         augment, plain = transforms(s.augment, size, crop)
         return {"train": fastload.Loader(train, s.batch_size, augment=augment, **shared),

@@ -36,6 +36,15 @@ def share(opened: Dataset) -> dict[str, object]:
     found["host_pixels"] = pixels(host, opened)
     maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if "memfd:fastload" in line]
     found["memory"] = sorted({fields[4] for fields in maps})  # the inode
+    # A second loader takes the same copy; where one rank has let go of it, all of them make a new one.
+    twins = [Loader(opened, 3, augment=PLAIN, placement="host", shuffle=False)]
+    found["twin"] = twins[0]._store.samples is host._store.samples  # type: ignore[union-attr]
+    if rank == 0:
+        twins.clear()
+        del host
+    host = Loader(opened, 2, augment=PLAIN, placement="host", drop_last=False)
+    found["anew_pixels"] = pixels(host, opened)
+    twins.clear()
     dist.barrier()
     host._store.samples[rank] = 100 + rank  # type: ignore[union-attr]
     dist.barrier()

@@ -347,6 +347,13 @@ def test_wrong_batches() -> None:
         Augment(v2.ColorJitter(0.3))(batch(2, 4, 4, channels=4))
 
 
+def test_ids_and_rows_of_32_bits_are_as_good_as_of_64() -> None:
+    augment, images = Augment([v2.RandomResizedCrop(5), v2.RandomHorizontalFlip()]), batch(9, 8, 9)
+    ids, rows = torch.tensor([400_000, 7, 30]), torch.tensor([8, 0, 3])
+    expected = augment(images, ids=ids, rows=rows)
+    assert torch.equal(augment(images, ids=ids.int(), rows=rows.int()), expected)
+
+
 def test_explain_names_every_stage() -> None:
     augment = Augment([v2.RandomCrop(9, padding=2), v2.RandomHorizontalFlip(), v2.ColorJitter(0.4, 0.4)])
     said = augment.explain(12, 12)

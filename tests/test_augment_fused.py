@@ -141,6 +141,30 @@ def test_gathering_from_all_images() -> None:
     assert torch.equal(gathered, fused.run(images[ids], None, ids, words, draws, None))
 
 
+def test_rows_behind_two_gigabytes_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastload.augment.can_fuse", lambda images: True)
+    # Of memory that nobody touches, only the pages that are written and read become real.
+    images = torch.empty((2_900_000, 16, 16, 3), dtype=torch.uint8, device=DEVICE)
+    assert images.nbytes > 2**31
+    rows = torch.tensor([2_899_999, 3], device=DEVICE, dtype=torch.int32)
+    for number, row in enumerate(rows.tolist()):
+        images[row] = smooth(2, 16, 16)[number].to(DEVICE)
+    augment = Augment([v2.RandomCrop(5), v2.RandomHorizontalFlip()])
+    assert_same(
+        augment(images, rows=rows, ids=rows.cpu(), seed=3),
+        augment.reference(images[rows.long()], ids=rows.cpu(), seed=3),
+    )
+
+
+def test_an_empty_batch_stays_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = smooth(1, 12, 11).to(DEVICE)[:0]
+    augment = Augment([v2.RandomResizedCrop(7), v2.ColorJitter(0.3, 0.3), MixUp(num_classes=3)])
+    for fuse in (False, True):
+        monkeypatch.setattr("fastload.augment.can_fuse", lambda images, fuse=fuse: fuse)
+        made, labels = augment(images, torch.zeros(0, dtype=torch.int64, device=DEVICE))
+        assert (made.shape, labels.shape) == ((0, 3, 7, 7), (0, 3))
+
+
 def test_crop_flip_jitter_normalize_is_one_pass_of_one_segment() -> None:
     """The draws, one reduction, and the pass itself: three launches."""
     fused = Fused(parse([*PIPELINES["jitter"], v2.RandomHorizontalFlip()]).parts, 12, 11, 3)  # type: ignore[arg-type]

@@ -145,8 +145,10 @@ def test_boxes_in_the_middle() -> None:
     assert boxes(v2.CenterCrop(20)) == [[40, 15, 20, 20], [5, 35, 20, 20]]
     assert boxes(v2.Compose([v2.Resize(25), v2.CenterCrop(20)])) == [[30, 5, 40, 40], [3, 33, 24, 24]]
     assert parse_cut(v2.Resize((8, 9))) == Cut(size=(8, 9))
-    for wrong in (v2.Resize(8), v2.RandomHorizontalFlip(), [v2.CenterCrop(3), v2.Resize(4)]):
-        with pytest.raises(TransformError, match="cut="):
+    cubic = v2.RandomResizedCrop(8, interpolation=v2.InterpolationMode.BICUBIC)
+    limited = [v2.Resize(25, max_size=30), v2.CenterCrop(20)]
+    for wrong in (v2.Resize(8), v2.RandomHorizontalFlip(), [v2.CenterCrop(3), v2.Resize(4)], cubic, limited):
+        with pytest.raises(TransformError, match=r"cut[=:]"):
             parse_cut(wrong)
 
 

@@ -24,7 +24,7 @@ from fastload.errors import ConfigError
 from fastload.gain import image_files, predicted_rate
 from fastload.profiling import WaitMeter, ranks, system, timing
 from fastload.profiling.samples import time_samples
-from tests.conftest import ROOT, write_folder
+from tests.conftest import ROOT, launch, write_folder
 
 CPU = torch.device("cpu")
 
@@ -198,8 +198,30 @@ def test_ranks_find_each_other_by_files(tmp_path: Path, monkeypatch: pytest.Monk
     assert [loop["rank"] for loop in merged["loops"]] == [0, 1, 2]
     assert merged["verdict"] == 2
     assert not list(tmp_path.rglob("*.json"))
+    assert not list(tmp_path.iterdir())
+    # Ranks of another node have no way to the first one, and leave it nothing.
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert ranks.gather(reports[2], 2, 3, "test") is None
+    assert not list(tmp_path.iterdir())
     assert ranks.current({"RANK": "2", "WORLD_SIZE": "4"}) == (2, 4)
     assert ranks.current({"RANK": "x", "WORLD_SIZE": "4"}) == ranks.current({}) == (0, 1)
+
+
+@pytest.mark.processes
+def test_the_slow_rank_of_two_is_waited_for_and_loops_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    done = launch("tests/profiled_ranks.py", tmp_path, env={"TMPDIR": str(tmp_path / "tmp")})
+    assert done.returncode == 0, done.stderr
+    assert "did not come" not in done.stderr
+    assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)] == [[True] * 2, [False] * 2]
+    for name in ("train", "valid"):
+        report = json.loads((tmp_path / f"{name}.json").read_text())
+        assert report["run"]["num_ranks"] == 2
+        assert [(loop["name"], loop["rank"]) for loop in report["loops"]] == [(name, 0), (name, 1)]
+        fast, slow = (loop["wait"]["share"] for loop in report["loops"])
+        assert slow > fast
+    assert not list((tmp_path / "tmp").rglob("*.json"))
+    assert not list((tmp_path / "tmp").glob("fastload-*"))
 
 
 class Slow(torch.utils.data.Dataset[Any]):

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision.transforms.v2 as T
 from safetensors.torch import load_file
 
 from fastload import Augment, Loader, TrainConfig, Trainer, open_dataset
 from fastload.checkpoint import write_tensors
 from fastload.errors import CheckpointError
+from fastload.train import Phase
 from tests.conftest import launch
 from tests.train_ranks import network
 
@@ -61,6 +63,65 @@ def test_two_ranks_stay_the_same_when_layers_unfreeze_and_count_every_sample_onc
     assert torch.equal(mine["confusion"], found.confusion)
     last = [(ranks / run / "last.safetensors").read_bytes() for run in ("whole", "stopped")]
     assert last[0] == last[1]
+
+
+class StopHereError(Exception):
+    """Stands for a kill: nothing is caught on the way."""
+
+
+def in_phases(dataset: Path, output: Path, stop_at: int | None = None) -> dict[str, torch.Tensor]:
+    """Train on images of three sizes, each from loaders of its own; return the weights and figures."""
+    resume = (output / "state.safetensors").exists()
+    trainer = Trainer(TrainConfig(
+        device="cpu", output=output, lr=0.05, resume=resume, save_every_steps=1, log_with=None, max_steps=99,
+    ))  # fmt: skip
+
+    def loaders(size: int, *, folder: bool = False) -> dict[str, Loader]:
+        train, valid = (open_dataset(dataset, split) for split in ("train", "valid"))
+        # Validation that draws, too: it is keyed on the epoch like all else.
+        augment = [Augment([T.RandomResizedCrop(size), T.RandomHorizontalFlip()]) for _ in range(2)]
+        if folder:  # DataLoader draws a number of torch's own generator whenever a pass begins
+            train, valid = Pixels(train), Pixels(valid)
+        options = {"workers": 0} if folder else {}
+        return {"train": Loader(train, 4, augment=augment[0], **options),
+                "valid": Loader(valid, 4, augment=augment[1], shuffle=False, **options)}  # fmt: skip
+
+    model, batches = network(), 0
+
+    def at_batch(module: torch.nn.Module, _: object) -> None:
+        nonlocal batches
+        batches += module.training
+        if batches == stop_at and module.training:
+            raise StopHereError
+
+    model.register_forward_pre_hook(at_batch)
+    phases = [Phase("small", 1, **loaders(8)), Phase("all", 1, lr=0.02), Phase("last", 1, **loaders(6, folder=True))]
+    result = trainer.fit(model, *loaders(12).values(), phases=phases)
+    figures = [[e.valid_loss or 0, e.accuracy or 0, e.train_loss] for e in result.epochs]
+    return {**model.state_dict(), "figures": torch.tensor(figures)}
+
+
+class Pixels(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
+    """A map-style dataset of somebody else's."""
+
+    def __init__(self, dataset: torch.utils.data.Dataset[tuple[torch.Tensor, int]]) -> None:
+        self._dataset, self.targets = dataset, dataset.labels.tolist()  # type: ignore[attr-defined]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self._dataset[index]
+
+
+def test_phases_with_loaders_of_their_own_go_on_exactly(dataset: Path, tmp_path: Path) -> None:
+    whole = in_phases(dataset, tmp_path / "whole")
+    # 3 steps in each of 3 epochs: stopped within the first phase, and where each of the others begins.
+    for stop_at in (2, 3, 4):
+        with pytest.raises(StopHereError):
+            in_phases(dataset, tmp_path / "stopped", stop_at)
+    stopped = in_phases(dataset, tmp_path / "stopped")
+    assert {name: torch.equal(t, stopped[name]) for name, t in whole.items()} == dict.fromkeys(whole, True)
 
 
 def fit(dataset: Path, output: Path, model: torch.nn.Module | None = None, **config: object) -> None:

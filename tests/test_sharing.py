@@ -25,6 +25,8 @@ def test_ranks_share_memory_and_swap_samples(seen_by_ranks: dict[int, list[dict[
     for found in ranks:
         assert found["host_pixels"]
         assert found["evaluation_pixels"]
+        assert found["anew_pixels"]
+        assert found["twin"]
         assert len(found["memory"]) == 1
         assert found["memory"] == ranks[0]["memory"]
         assert found["seen"] == [100 + r for r in range(world_size)]

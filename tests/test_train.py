@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from fastload import Augment, Loader, TrainConfig, Trainer, convert, open_dataset
 from fastload.augment import MixUp
 from fastload.checkpoint import load_matching
+from fastload.config import Loss
 from fastload.errors import ConfigError, TrainError
-from fastload.evaluation import draw_confusion, write_confusion
+from fastload.evaluation import Totals, draw_confusion, write_confusion
 from fastload.optim import make_optimizer, make_scheduler
 from fastload.train import Phase
 
@@ -182,6 +183,18 @@ def test_amounts_and_yes_or_no(tmp_path: Path, loss: str, target: str) -> None:
     mirrors = Trainer(TrainConfig(device="cpu", output=tmp_path / "mirrored", tta=True))
     with pytest.raises(ConfigError, match="is a table"):
         mirrors.evaluate(model, valid)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "bce"])
+def test_samples_without_a_label_count_nowhere(loss: Loss) -> None:
+    outputs = torch.tensor([[0.3], [-1.2], [2.0]]) if loss == "bce" else torch.randn(3, 2)
+    found = []
+    for labels in (torch.tensor([1, 0, -1]), torch.tensor([1, 0])):
+        totals = Totals(loss, torch.device("cpu"))
+        totals.add(outputs[: len(labels)], labels)
+        found.append(totals.result(lambda sums: sums))
+    assert found[0].figures == found[1].figures
+    assert found[0].num_samples == 2
 
 
 def test_soft_labels(dataset: Path, tmp_path: Path) -> None:

@@ -131,6 +131,8 @@ class Augment:
         self, images: torch.Tensor, labels: torch.Tensor | None, ids: torch.Tensor | None, rows: torch.Tensor | None,
         keys: Keys, *, exact: bool,
     ) -> Any:  # fmt: skip
+        # Whole numbers of any size do; arithmetic is of 64 bits.
+        ids, rows = (None if numbers is None else numbers.to(torch.int64) for numbers in (ids, rows))
         sample_ids = self._check(images, ids, rows)
         is_fused = not exact and can_fuse(images) and all(not isinstance(s, PerSample) for s in self._segments)
         if rows is not None and not is_fused and (exact or images.device.type != "cpu" or len(self._segments) > 1):

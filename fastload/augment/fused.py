@@ -119,7 +119,7 @@ class Fused:
         count = len(ids)
         out = torch.empty((self.num_rows, count), dtype=torch.float32, device=ids.device)
         if self.num_rows:
-            block = min(128, triton.next_power_of_2(count))
+            block = min(128, triton.next_power_of_2(max(1, count)))
             self.draw_kernel[(triton.cdiv(count, block),)](ids, keys, out, count, BLOCK=block)
         return out
 

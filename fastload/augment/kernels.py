@@ -133,7 +133,7 @@ def _start(src, gather, spare, blurred, draws, n, image, row, column, mask, G: t
     """Return the values a segment starts with, 0..1: resampled, or a stencil over the segment before."""
     # STENCIL: (row of the code or -1, row of the value, radius down, radius across), or () for a geometry.
     if len(STENCIL) == 0:
-        stored = tl.load(gather + image) if len(G) > 15 else image.to(tl.int64)
+        stored = (tl.load(gather + image) if len(G) > 15 else image).to(tl.int64)
         # 64 bits: a resident dataset has more bytes than 32 bits can count.
         base = src + stored * (G[HEIGHT] * G[WIDTH] * G[CHANNELS])
         r, g, b = resampled(base, draws, n, image, row, column, mask, G)

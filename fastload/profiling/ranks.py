@@ -7,22 +7,35 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from fastload.files import write_text
 
-WAIT_SECONDS = 5.0
+WAIT_SECONDS = 5.0  # for a rank that has not said that it will come
+MOST_SECONDS = 90.0  # for one that has, and still measures: its slow loader, once more
 
 
 def current(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
-    """Return (rank, number of ranks) as launchers say it; (0, 1) where none does."""
+    """Return (rank, number of ranks) as launchers say it, else torch.distributed; (0, 1) where neither does."""
     words = [environment.get(name, "") for name in ("RANK", "WORLD_SIZE")]
     rank, world_size = (int(w) if w.isdecimal() else -1 for w in words)
-    return (rank, world_size) if 0 <= rank < world_size else (0, 1)
+    if 0 <= rank < world_size:
+        return rank, world_size
+    distributed = sys.modules.get("torch.distributed")  # ranks that were spawned may have no such variables
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def num_here(world_size: int, environment: Mapping[str, str] = os.environ) -> int:
+    """Return how many of the ranks run on this node."""
+    return int(environment.get("LOCAL_WORLD_SIZE", world_size))
 
 
 def merge(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -32,10 +45,16 @@ def merge(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {**chief, "run": {**chief["run"], "num_ranks": len(reports)}, "loops": loops}
 
 
-def gather(report: dict[str, Any], rank: int, world_size: int, name: str) -> dict[str, Any] | None:
-    """Leave this rank's report for rank 0, which returns all that come within some seconds as one; others get None.
+def announce(rank: int, world_size: int, name: str) -> None:
+    """Say that this rank's report will come, however long it takes; `gather` follows on every rank that says so."""
+    if world_size > 1 and rank != 0 and _is_on_first_node(rank):
+        _leave(f"{name}-{rank}.pid", str(os.getpid()))
 
-    Ranks of one node find each other; of other nodes, each has its own.
+
+def gather(report: dict[str, Any], rank: int, world_size: int, name: str) -> dict[str, Any] | None:
+    """Leave this rank's report for rank 0, which returns all that come in time as one; others get None.
+
+    Ranks of rank 0's node find each other; what others report is left out.
 
     Args:
         report: of this rank.
@@ -44,24 +63,61 @@ def gather(report: dict[str, Any], rank: int, world_size: int, name: str) -> dic
     """
     if world_size == 1:
         return report
-    # The launcher is the parent of all ranks here.
-    folder = Path(tempfile.gettempdir(), f"fastload-{os.getuid()}-{os.getppid()}")
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        return report if rank == 0 else None
     if rank != 0:
-        write_text(folder / f"{name}-{rank}.json", json.dumps(report))
+        if _is_on_first_node(rank):
+            _leave(f"{name}-{rank}.json", json.dumps(report))
         return None
-    end, found = time.monotonic() + WAIT_SECONDS, {0: report}
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-    while len(found) < local and time.monotonic() < end:
-        for other in range(1, world_size):
+    folder = _folder()
+    if folder is None:
+        return report
+    begin, found = time.monotonic(), {0: report}
+    while len(found) < num_here(world_size):
+        missing = [other for other in range(1, world_size) if other not in found]
+        is_coming = [_is_alive(folder / f"{name}-{other}.pid") for other in missing]  # before looking for the report
+        for other in missing:
             file = folder / f"{name}-{other}.json"
-            if other not in found and file.exists():
+            if file.exists():
                 found[other] = json.loads(file.read_text())
                 file.unlink()
+                file.with_suffix(".pid").unlink(missing_ok=True)
+        if time.monotonic() - begin > (MOST_SECONDS if any(is_coming) else WAIT_SECONDS):
+            break
         time.sleep(0.02)
+    with suppress(OSError):  # another loop's report may lie there
+        folder.rmdir()
     return merge([found[key] for key in sorted(found)])
+
+
+def _is_on_first_node(rank: int) -> bool:
+    return os.environ.get("LOCAL_RANK", str(rank)) == str(rank)
+
+
+def _folder() -> Path | None:
+    """Return where the ranks of this run, here, leave their files; None where somebody else has taken the place."""
+    # The launcher is the parent of all ranks here; what it started before, under the same number, had another port.
+    run = [os.environ.get(name, "0") for name in ("MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")]
+    words = [str(os.getuid()), str(os.getppid()), *(w if w.isdecimal() else "0" for w in run)]
+    folder = Path(tempfile.gettempdir(), f"fastload-{'-'.join(words)}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return None if folder.is_symlink() or folder.stat().st_uid != os.getuid() else folder
+
+
+def _leave(name: str, text: str) -> None:
+    for _ in range(3):
+        folder = _folder()
+        if folder is None:
+            return
+        with suppress(FileNotFoundError):  # rank 0, done with another loop, has just removed the folder
+            write_text(folder / name, text)
+            return
+
+
+def _is_alive(mark: Path) -> bool:
+    try:
+        os.kill(int(mark.read_text()), 0)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _wait_share(report: dict[str, Any]) -> float:

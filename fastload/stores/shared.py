@@ -7,6 +7,7 @@ import mmap
 import os
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -101,5 +102,11 @@ def _shared_memory(num_bytes: int, mates: dict[int, int]) -> Any:
 def _lock(memory: Any) -> None:
     """Page-lock memory until it is gone. Where the system refuses, it stays as it is: batches are copied from it."""
     runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-    if memory.nbytes and int(runtime.cudaHostRegister(memory.ctypes.data, memory.nbytes, 0)) == 0:
+    if not memory.nbytes:
+        return
+    if int(runtime.cudaHostRegister(memory.ctypes.data, memory.nbytes, 0)) == 0:
         weakref.finalize(memory, runtime.cudaHostUnregister, memory.ctypes.data).atexit = False
+    else:
+        # CUDA keeps the refusal as its last error, and torch finds it behind the next kernel, whosever: be it ours.
+        with suppress(RuntimeError):
+            torch.ones(1, device="cuda")
