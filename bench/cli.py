@@ -166,7 +166,7 @@ def compare(
         changed = compared(*reports)
         say_comparison(changed, console)
         outputs.write(reports[1], console, changed)
-    except (KeyError, TypeError, IndexError, AttributeError) as e:
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as e:
         raise ConfigError(
             f"{printable(before)} or {printable(after)} is not as the schema of reports says ({printable(e)}); measure "
             "again."

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import functools
-import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fastload import options
+from fastload import converting, options
 from fastload.errors import ConfigError, exit_with, printable
-
-if TYPE_CHECKING:
-    from fastload.places import Place
-    from fastload.plan import Settings
-    from fastload.records import Source
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -48,6 +42,7 @@ def run(command: Callable[..., Any]) -> None:
 
 @app.command()
 def convert(
+    ctx: typer.Context,
     source: options.Source,
     out: options.Out = None,
     format: options.Format = "resident",
@@ -82,94 +77,25 @@ def convert(
     from fastload import sources
     from fastload.plan import Settings
 
-    shares = dict(_parse_share(s) for s in split or [])
+    shares = converting.parse_shares(split or [])
+    given = converting.given(ctx, format)
     listing = {"layout": layout, "path_column": path_column, "label_column": label_column, "class_names": class_names,
                "root": root, "download": download, "allow_outside": allow_outside}  # fmt: skip
-    writing: dict[str, Any] = {"split": shares, "on_bad": on_bad, "max_pixels": max_pixels, "seed": seed,
-                               "workers": workers, "progress": True}  # fmt: skip
+    writing: dict[str, Any] = {"on_bad": on_bad, "max_pixels": max_pixels, "seed": seed, "workers": workers}
     if target or regression is not None or sources.is_packed_table(source):
-        _refuse(f"a table ({printable(source)})", format=format != "resident", **listing, task=task, dask=dask)
-        _convert_table(source, out, target, regression, shares, seed, dry_run)
+        converting.refuse(f"a table ({printable(source)})", given - converting.OF_TABLES)
+        converting.convert_table(source, out, target, regression, shares, seed, dry_run)
         return
-    if format == "ffcv":
-        _refuse("--format ffcv, which writes in one go", task=task, dask=dask)
+    converting.refuse_for_images(format, given)
     settings = Settings(size=size, fit=fit, seed=seed, max_pixels=max_pixels)
-    found, path = _find(source, out, listing, is_free=format == "resident" and not dry_run)
+    path = converting.output_of(source, out, format, is_free=format == "resident" and not dry_run)
+    found = converting.find(source, listing, shares, seed)
     if dry_run:
-        _say_plan(found, path, shares, settings)
+        converting.say_plan(found, path, settings if format == "resident" else None)
     elif format == "ffcv":
-        _convert_to_ffcv(found, source, out, mode=mode, quality=quality, max_resolution=max_resolution, **writing)
+        converting.convert_to_ffcv(found, path, mode=mode, quality=quality, max_resolution=max_resolution, **writing)
     else:
-        _convert_images(found, path, size=size, fit=fit, task=task, dask=dask, **writing)
-
-
-def _refuse(what: str, **given: object) -> None:
-    """Raise ConfigError for the first of these options that was given: it means nothing to `what`."""
-    for name in (name for name, value in given.items() if value):
-        raise ConfigError(f"--{name.replace('_', '-')} means nothing to {what}; leave it out.")
-
-
-def _find(source: str, out: str | None, listing: Mapping[str, Any], *, is_free: bool) -> tuple[Source, Place]:
-    """Return what a source holds and where to write it; where that has to be free, say so before a long listing."""
-    from fastload import conversion, sources
-    from fastload.places import as_place
-
-    path = as_place(out) if out is not None else conversion.default_output(source)
-    if is_free:
-        conversion.free_output(path)
-    with Console(stderr=True).status("listing the samples"):
-        return sources.detect(source, **listing), path
-
-
-def _say_plan(found: Source, path: Place, shares: Mapping[str, float], settings: Settings) -> None:
-    from fastload import sources
-    from fastload.conversion import listed
-    from fastload.placement import gib
-    from fastload.plan import Plan
-
-    plan = Plan(source=listed(found, shares, settings.seed), settings=settings)
-    num_bytes = sum(len(shard.records) for shard in plan.shards) * math.prod(plan.image_shape)
-    shape = "x".join(str(n) for n in plan.image_shape)
-    print("\n".join(sources.describe(plan.source)))
-    print(f"would write: {printable(path)}, {_shards(len(plan.shards))} of {shape} uint8, {gib(num_bytes)}")
-
-
-def _convert_to_ffcv(found: Source, source: str, out: str | None, **options: Any) -> None:
-    from fastload.conversion import default_output
-    from fastload.conversion_ffcv import convert_to_ffcv
-
-    folder = convert_to_ffcv(found, out if out is not None else default_output(source).with_suffix(".ffcv"), **options)
-    print(f"wrote {printable(folder)}: {', '.join(f.name for f in sorted(folder.glob('*.beton')))}")
-
-
-def _convert_images(found: Source, path: Place, *, task: str | None, **options: Any) -> None:
-    from fastload.conversion import convert
-
-    written = convert(found, path, task=task, **options)
-    if task is None:
-        _say_written(written)
-    else:
-        print(f"task {task} is done: {printable(written)}; when all are: fastload merge {printable(path)}")
-
-
-def _convert_table(
-    source: str,
-    out: str | None,
-    target: list[str] | None,
-    regression: bool | None,
-    shares: dict[str, float],
-    seed: int,
-    dry_run: bool,
-) -> None:
-    from fastload import conversion, sources
-    from fastload.conversion_tables import convert_table
-
-    output = conversion.free_output(out, source)
-    table = sources.read_table(source, target=target, regression=regression, split=shares, seed=seed)
-    if dry_run:
-        print("\n".join([*sources.describe_table(table), f"would write: {printable(output.path)}"]))
-    else:
-        _say_written(convert_table(table, output.path, seed=seed))
+        converting.convert_images(found, path, size=size, fit=fit, task=task, dask=dask, **writing)
 
 
 @app.command()
@@ -181,18 +107,7 @@ def merge(
     """Close a dataset whose tasks (convert --task I/N) are all done."""
     from fastload import conversion
 
-    _say_written(conversion.merge(dataset, progress=True))
-
-
-def _say_written(path: Place) -> None:
-    from fastload.formats.manifest import read_manifest
-
-    manifest = read_manifest(path)
-    counts = ", ".join(f"{manifest.count(s):,} {s}" for s in manifest.splits)
-    kinds = f"{len(manifest.classes)} classes" if manifest.classes else "targets to regress on"
-    print(f"wrote {printable(path)}: {counts}; {kinds}, {manifest.sample}")
-    if manifest.skipped:
-        print(f"left out {len(manifest.skipped):,} bad images: see {printable(path)}/bad.csv", file=sys.stderr)
+    converting.say_written(conversion.merge(dataset, progress=True))
 
 
 # The plan counts the batches under way, too; of these they are a small part of it.
@@ -222,7 +137,10 @@ def info(dataset: DatasetPath) -> None:
         opened = open_dataset(dataset, split)
         placement = choose("auto", need_of(opened, _INFO_BATCH), device)
         kind = "rows" if manifest.is_table else "images"
-        row(split, f"{len(opened):,} {kind} in {_shards(len(opened.shards))}, {gib(opened.num_bytes)}")
+        row(
+            split,
+            f"{len(opened):,} {kind} in {converting.shards_in_words(len(opened.shards))}, {gib(opened.num_bytes)}",
+        )
         row("", f"here: {placement}")
     row(manifest.sample.name, manifest.sample)
     if manifest.table is not None:
@@ -299,6 +217,8 @@ def show(
     from fastload.formats import open_dataset
     from fastload.sheet import contact_sheet
 
+    if dataset.lower().endswith(".beton"):
+        raise ConfigError(f"{printable(dataset)}: images of a .beton have their own sizes; show wants a NAME.fastload.")
     opened = open_dataset(dataset, split)
     if opened.is_table:
         raise ConfigError(f"{printable(dataset)} is a table, which has no pictures; see it with: fastload info")
@@ -368,20 +288,8 @@ def _root(
     pass
 
 
-def _shards(count: int) -> str:
-    return f"{count:,} shard{'' if count == 1 else 's'}"
-
-
 def _short(names: Sequence[str]) -> str:
     return f"{', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
-
-
-def _parse_share(text: str) -> tuple[str, float]:
-    name, _, share = text.partition("=")
-    try:
-        return name, float(share)
-    except ValueError:
-        raise ConfigError(f"--split {printable(text)}: write it as NAME=SHARE, e.g. --split valid=0.1.") from None
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from fastload.sources import cut_splits, detect, is_packed_table
 from fastload.urls import Url
 
 OnBad = Literal["stop", "skip"]
+MAX_WORKERS = 1024  # more are a typing mistake, and forking them would hold up the whole machine
 
 
 def convert(
@@ -174,8 +175,8 @@ def checked_workers(on_bad: str, workers: int | None) -> int:
     if on_bad not in get_args(OnBad):
         raise ConfigError(f"on_bad={printable(repr(on_bad))}: not one of {', '.join(get_args(OnBad))}.")
     workers = workers if workers is not None else len(os.sched_getaffinity(0))
-    if workers < 1:
-        raise ConfigError(f"workers={workers}: at least one process has to decode; pass 1 or more.")
+    if not 1 <= workers <= MAX_WORKERS:
+        raise ConfigError(f"workers={workers}: 1 to {MAX_WORKERS:,} processes decode; one per core is enough.")
     return workers
 
 

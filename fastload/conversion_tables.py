@@ -17,7 +17,7 @@ from fastload.formats.manifest import VERSION, Field, Manifest, Shard
 from fastload.formats.shardfile import write_shard
 from fastload.places import Place, num_bytes_of
 from fastload.plan import SHARD_BYTES
-from fastload.records import Source, stable_rank
+from fastload.records import Source, check_seed, stable_rank
 from fastload.sources import Table, read_table
 
 
@@ -49,6 +49,7 @@ def convert_table(
     """
     if isinstance(source, Source):
         raise ConfigError(f"{source.name} was listed as images; pass the table's path, or leave target out.")
+    check_seed(seed)
     path = source.path if isinstance(source, Table) else source
     output = free_output(out, path)
     table = source if isinstance(source, Table) else read_table(

@@ -36,6 +36,8 @@ class Output:
     """
 
     def __init__(self, path: Place, whole: str) -> None:
+        if isinstance(path, Path) and path.name in ("", ".."):
+            raise DatasetError(f"{printable(path)} exists; pass another output path, e.g. data.fastload.")
         self.path = path
         self.whole = whole
         self.folder = path if isinstance(path, Url) else path.with_name(path.name + ".partial")

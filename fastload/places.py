@@ -49,6 +49,8 @@ def as_place(place: str | Path | Url) -> Place:
             "configuration (a file in ~/.config/fsspec, or variables like FSSPEC_S3_ENDPOINT_URL) and pass the URL."
         )
     text = str(place)
+    if not text:  # "$DATA" where it is not set: Path would make the folder one is in of it
+        raise ConfigError("an empty text is no path; pass one, or . for this folder.")
     if (local := local_path(text)) is not None:
         return Path(local)
     base = open_filesystem(text)[1].rstrip("/")

@@ -16,7 +16,7 @@ from fastload.decode import MAX_PIXELS, Fit, check_size_and_fit
 from fastload.errors import ConfigError, DatasetError, printable
 from fastload.formats.manifest import VERSION
 from fastload.places import Place
-from fastload.records import Record, Source, stable_rank
+from fastload.records import Record, Source, check_seed, stable_rank
 
 PLAN_NAME = "plan.json"
 # Large enough to read at the disk's speed, small enough that a killed run repeats little.
@@ -43,8 +43,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_size_and_fit(self.size, self.fit)
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed={self.seed}: seeds lie between 0 and 2**63 - 1.")
+        check_seed(self.seed)
         if self.max_pixels < 1:
             raise ConfigError(
                 f"max_pixels={self.max_pixels}: an image has at least 1 pixel; the default is {MAX_PIXELS:,}."

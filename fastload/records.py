@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from fastload.errors import DecodeError
+from fastload.errors import ConfigError, DecodeError
 from fastload.places import Place, read_bytes
 
 SPLITS = ("train", "valid", "test")
@@ -110,6 +110,12 @@ class Source:
         for r in self.records:
             sha.update(f"{r.split}\0{r.label}\0{r.path}\0".encode("utf-8", "surrogateescape"))
         return sha.hexdigest()
+
+
+def check_seed(seed: int) -> None:
+    """Raise ConfigError where `seed` is none that `stable_rank` takes."""
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"seed={seed}: seeds lie between 0 and 2**63 - 1.")
 
 
 def stable_rank(seed: int, path: str) -> bytes:

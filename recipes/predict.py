@@ -53,6 +53,11 @@ class Settings:
     device: str | None = None
     """cpu, cuda, cuda:1, mps; else the best one."""
 
+    def __post_init__(self) -> None:
+        for name in ("top", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: at least 1 is needed.")
+
 
 def main(s: Settings) -> None:
     """Print what a checkpoint sees in images, and write a table and a contact sheet of it."""

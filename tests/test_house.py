@@ -52,7 +52,7 @@ FLOORS = {
         "gain",
         "profiler",
     ],
-    4: ["cli", "options", "doctor"],
+    4: ["cli", "converting", "options", "doctor"],
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 # One room in several files.
@@ -62,7 +62,7 @@ SAME_FLOOR = {
     *(("phases", room) for room in ("config", "optim", "resuming", "tracking")),
     *((room, "config") for room in ("evaluation", "optim", "results", "resuming", "settings", "tracking")),
     ("resuming", "checkpoint"), ("resuming", "results"), ("resuming", "settings"), ("tracking", "results"),
-    ("weights", "checkpoint"), ("profiler", "gain"), ("cli", "doctor"), ("cli", "options"),
+    ("weights", "checkpoint"), ("profiler", "gain"), ("cli", "doctor"), ("cli", "options"), ("cli", "converting"),
     ("conversion", "filling"), ("conversion", "plan"), ("filling", "plan"),
     ("conversion_ffcv", "conversion"), ("conversion_tables", "conversion"), ("conversion_tables", "plan"),
     ("conversion", "conversion_tables"), ("conversion", "conversion_dask"), ("conversion_dask", "filling"),

@@ -222,12 +222,13 @@ def test_bench_compare_prints_and_writes_a_page(tmp_path: Path) -> None:
     assert "2.25 times" in done.output
     assert "Before and after" in Page(Path(files[2]).read_text()).said
 
-    broken = json.loads(Path(files[0]).read_text())
-    del broken["loops"][0]["throughput"]
-    Path(files[0]).write_text(json.dumps(broken))
-    done = CliRunner().invoke(app, ["compare", files[0], files[1]])
-    assert isinstance(done.exception, ConfigError)
-    assert "not as the schema" in str(done.exception)
+    for wrong in (None, {"x_real": {"value": "fast"}}):
+        broken = make_report(make_loop())
+        broken["loops"][0]["throughput"] = wrong
+        Path(files[0]).write_text(json.dumps(broken))
+        done = CliRunner().invoke(app, ["compare", files[0], files[1]])
+        assert isinstance(done.exception, ConfigError)
+        assert "not as the schema" in str(done.exception)
 
 
 def test_a_picture_is_drawn_of_whatever_was_measured(tmp_path: Path) -> None:

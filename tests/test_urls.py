@@ -73,7 +73,7 @@ def test_no_row_leads_out(pieces: list[str], slashes: bool) -> None:
         file = Path(folder, "l.csv")
         file.write_text(f'"{row}",label\n')
         for root in (as_place("memory://t/set"), Path("/t/set")):
-            with mock.patch("fastload.sources.lists._refuse_missing"):
+            with mock.patch("fastload.sources.lists._existing", lambda file, root, paths: {p: p for p in paths}):
                 try:
                     source = read_list(file, root=root, path_column="1", label_column="2")
                 except SourceError:

@@ -25,7 +25,8 @@ from fastload.sources.tables import Table, describe_table, is_packed_table, read
 from fastload.sources.webdataset import read_webdataset
 from fastload.urls import Url, is_url
 
-__all__ = ["LAYOUTS", "Table", "cut_splits", "describe", "describe_table", "detect", "is_packed_table", "read_table"]
+__all__ = ["LAYOUTS", "Table", "cut_splits", "describe", "describe_table", "detect", "is_packed_table",
+           "read_table", "remarks"]  # fmt: skip
 
 TORCHVISION, HUGGINGFACE = "torchvision:", "hf:"
 
@@ -148,7 +149,6 @@ def describe(source: Source) -> list[str]:
     """Return the sentences that tell a person what was found."""
     records = source.records
     counts = ", ".join(f"{count:,} {split}" for split, count in source.counts().items())
-    num_unlabelled = Counter(r.label for r in records)[UNLABELLED]
     names = [
         name if shown == name else f"{name} ({shown})"
         for name, shown in zip(source.classes, source.display_names, strict=True)
@@ -159,15 +159,31 @@ def describe(source: Source) -> list[str]:
         f"samples: {counts}{', 1 channel (grey)' if source.num_channels == 1 else ''}",
         f"classes: {len(names):,}: {classes}" if names else "classes: none, all samples are unlabelled",
     ]
-    if num_unlabelled:
-        lines.append(f"unlabelled: {num_unlabelled:,}, kept for prediction")
-    if source.num_ignored:
-        lines.append(f"ignored: {source.num_ignored:,} other files")
-    lines += source.notes
+    lines += remarks(source)
     # From the ends and the middle: three neighbours would all be of one class.
     for record in [records[i] for i in sorted({0, len(records) // 2, len(records) - 1})]:
         label = "unlabelled" if record.label == UNLABELLED else source.classes[record.label]
         lines.append(f"example: {record.path} -> {record.split}, {label}")
+    return [printable(line) for line in lines]
+
+
+def remarks(source: Source) -> list[str]:
+    """Return the sentences on what a person might not expect of a listing, before it costs an hour to convert."""
+    num_of = Counter(r.label for r in source.records)
+    in_train = {r.label for r in source.records if r.split == "train"}
+    lines = []
+    if num_of[UNLABELLED]:
+        lines.append(f"unlabelled: {num_of[UNLABELLED]:,}, kept for prediction")
+    if source.num_ignored:
+        lines.append(f"ignored: {source.num_ignored:,} other files")
+    lines += source.notes
+    if len(source.classes) == 1:
+        lines.append(f"one class only, {source.classes[0]}: a classifier learns nothing from it")
+    missing = [name for label, name in enumerate(source.classes) if num_of[label] and label not in in_train]
+    if not in_train:
+        lines.append("no split train: nothing to train on, and no mean and deviation to normalize with")
+    elif missing:
+        lines.append(f"classes that train does not have: {len(missing):,} (first: {missing[0]})")
     return [printable(line) for line in lines]
 
 

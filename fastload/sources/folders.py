@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import os
+
 from fastload.errors import SourceError, printable
 from fastload.places import Place
 from fastload.records import Record, Source
 from fastload.sources.labels import in_order
-from fastload.sources.scan import IMAGE_SUFFIXES, files_in, folders_in, has_image_suffix, walk_each
+from fastload.sources.scan import (
+    IMAGE_SUFFIXES,
+    UNREAD_SUFFIXES,
+    files_in,
+    folders_in,
+    has_image_suffix,
+    walk_each,
+)
 from fastload.sources.splits import split_folders
 
 
@@ -27,6 +36,7 @@ def read_class_folders(root: Place) -> Source:
     num_ignored = 0
     found: dict[tuple[str, str], list[str]] = {}  # (split, class) -> paths: a tuple for each would double the memory
     empty: list[str] = []
+    unread: list[str] = []
     for split, folder, prefix in roots:
         names = folders_in(folder)
         for class_name, files in zip(names, walk_each([folder / name for name in names], root), strict=True):
@@ -36,6 +46,8 @@ def read_class_folders(root: Place) -> Source:
                     paths.append(f"{prefix}{class_name}/{path}")
                 else:
                     num_ignored += 1
+                    if os.path.splitext(path)[1].lower() in UNREAD_SUFFIXES:  # noqa: PTH122
+                        unread.append(f"{prefix}{class_name}/{path}")
             if paths:
                 found.setdefault((split, class_name), []).extend(paths)
             else:
@@ -48,6 +60,12 @@ def read_class_folders(root: Place) -> Source:
         inner = printable(root / classes[0])
         raise SourceError(f"{inner} holds split folders, so it is no class; convert {inner} itself.")
     notes = []
+    if unread:
+        notes.append(
+            f"images in formats that are not read, left out: {len(unread):,} (first: {printable(unread[0])}); "
+            "save them as JPEG or PNG"
+        )
+    notes += _inner_folders(root, found) if len(classes) == 1 else []
     if empty:
         notes.append(f"folders without images, so no classes: {len(empty):,} (first: {printable(empty[0])})")
     if beside:
@@ -65,6 +83,19 @@ def read_class_folders(root: Place) -> Source:
         num_ignored=num_ignored + len(beside),
         notes=tuple(notes),
     )
+
+
+def _inner_folders(root: Place, found: dict[tuple[str, str], list[str]]) -> list[str]:
+    """Return what to say where the only class holds folders of its own: an archive that was unpacked into its name."""
+    (_, name), paths = next(iter(found.items()))
+    after = paths[0].find(f"{name}/") + len(name) + 1
+    inner = sorted({path[after:].split("/")[0] for path in paths if "/" in path[after:]})
+    if len(inner) < 2:
+        return []
+    shown = printable(root / paths[0][: after - 1])
+    return [
+        f"{shown} holds {len(inner):,} folders (first: {printable(inner[0])}); if these are the classes, convert that"
+    ]
 
 
 def _images_beside(root: Place, splits: list[tuple[str, str]]) -> list[str]:

@@ -185,6 +185,11 @@ def read_huggingface(name: str, *, label_column: str | None, download: bool) -> 
     """
     library = need("datasets", "hf", f"hf:{printable(name)}")
     folder = Path(name)
+    if not name or folder.is_file():
+        raise ConfigError(
+            f"hf:{printable(name)}: expected a folder or a name on the hub; a .parquet, .csv or .tar is converted "
+            "without hf: before its name."
+        )
     if not folder.exists() and not download:
         raise ConfigError(f"hf:{printable(name)} is no local folder; pass --download to fetch it from the hub.")
     saved = any((folder / mark).is_file() for mark in ("dataset_dict.json", "state.json"))

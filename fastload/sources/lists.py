@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import itertools
@@ -77,11 +78,15 @@ def read_list(
         num_rows += 1
     if not found:
         raise SourceError(f"{printable(file)} has no rows; expected a path and a label in each.")
-    _refuse_missing(file, root, list(found))
+    named = _existing(file, root, list(found))
+    found = {named[path]: entry for path, entry in found.items()}
     classes, records = from_texts((split, path, text) for path, (split, text) in found.items())
     num_repeated = num_rows - len(found)
-    notes = (f"rows that repeat another one, left out: {num_repeated:,}",) if num_repeated else ()
-    return Source(root=root, layout="list", classes=classes, records=records, name=file.stem, notes=notes)
+    notes = [f"rows that repeat another one, left out: {num_repeated:,}"] if num_repeated else []
+    completed = [f"{path} is {name}" for path, name in named.items() if path != name]
+    if completed:
+        notes.append(f"names without their ending, found with it: {len(completed):,} (first: {completed[0]})")
+    return Source(root=root, layout="list", classes=classes, records=records, name=file.stem, notes=tuple(notes))
 
 
 def read_rows(file: Place) -> Iterator[tuple[int, list[str]]]:
@@ -112,7 +117,14 @@ def read_rows(file: Place) -> Iterator[tuple[int, list[str]]]:
 
 
 def as_text(opened: BinaryIO) -> io.TextIOWrapper:
-    """Read bytes as a text somebody wrote: with or without a byte order mark, and bytes that are no UTF-8 kept."""
+    """Read bytes as a text somebody wrote: with or without a byte order mark, and bytes that are no UTF-8 kept.
+
+    UTF-16, which spreadsheets call Unicode text, is known by its mark.
+    """
+    mark = opened.read(2)
+    opened.seek(0)
+    if mark in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return io.TextIOWrapper(opened, encoding="utf-16", errors="replace", newline="")
     return io.TextIOWrapper(opened, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
@@ -167,6 +179,10 @@ def _find_columns(file: Place, first: list[list[str]], path_column: str | None, 
     )
     if label is None:
         label = find(LABEL_NAMES, [i for i in free if i != path], False)
+    if width == 1:
+        raise SourceError(
+            f"{printable(file)} has one column (first: {printable(first[0][0])}); expected a path and a label."
+        )
     if path is None or label is None or path == label:
         option, what = ("--path-column", "image paths") if path is None else ("--label-column", "labels")
         has = ", ".join(header) if header else f"{width} columns and no header"
@@ -219,17 +235,36 @@ def _outside(file: Place, line: int, path: str, root: Place) -> SourceError:
     )
 
 
-def _refuse_missing(file: Place, root: Place, paths: list[str]) -> None:
+def _existing(file: Place, root: Place, paths: list[str]) -> dict[str, str]:
+    """Return {path: path of the file}, which differ where a list of ids leaves the ending out, as Kaggle's do.
+
+    Raises:
+        SourceError: a file does not exist, or two could be meant.
+    """
     # One listing per folder, not one stat per file.
     folders = list(dict.fromkeys(_folder_of(path) for path in paths))
     listings = each(lambda folder: _names_in(join(root, folder)), folders, root)
     names_of = dict(zip(folders, listings, strict=True))
+    named = {path: path for path in paths}
     missing = [path for path in paths if path.rpartition("/")[2] not in names_of[_folder_of(path)]]
     if missing:
+        by_stem: dict[tuple[str, str], list[str]] = {}
+        for folder in {_folder_of(path) for path in missing}:
+            for name in filter(has_image_suffix, names_of[folder]):
+                by_stem.setdefault((folder, os.path.splitext(name)[0]), []).append(name)  # noqa: PTH122
+        for path in missing:
+            head, slash, stem = path.rpartition("/")
+            full = [head + slash + name for name in by_stem.get((_folder_of(path), stem), ())]
+            if len(full) == 1 and full[0] not in named:
+                named[path] = full[0]
+        missing = [path for path in missing if named[path] == path]
+    if missing:
+        other = "write / for \\ in the paths, or " if "\\" in missing[0] else ""
         raise SourceError(
             f"{printable(file)}: {len(missing):,} of {len(paths):,} files do not exist (first: {printable(missing[0])} "
-            f"in {printable(root)}); pass --root FOLDER if the paths start elsewhere."
+            f"in {printable(root)}); {other}pass --root FOLDER if the paths start elsewhere."
         )
+    return named
 
 
 def _folder_of(path: str) -> str:

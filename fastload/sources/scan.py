@@ -12,7 +12,15 @@ from fastload.urls import Entry, Url
 
 # By name only: opening two million files to list them would take longer than converting most sets.
 # Whether a file is an image is decided by its content, when it is decoded.
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pnm",
+     ".pbm"}
+)  # fmt: skip
+# Images that nothing here decodes: left out, but never without a word.
+UNREAD_SUFFIXES = frozenset(
+    {".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".jpx", ".svg", ".tga", ".psd", ".exr", ".hdr", ".dng", ".cr2",
+     ".cr3", ".nef", ".arw", ".raw", ".dcm"}
+)  # fmt: skip
 
 
 def has_image_suffix(name: str) -> bool:

@@ -7,7 +7,7 @@ import re
 
 from fastload.errors import ConfigError, SourceError, printable
 from fastload.places import Place
-from fastload.records import SPLIT_WORDS, SPLITS, UNLABELLED, Record, Source, stable_rank
+from fastload.records import SPLIT_WORDS, SPLITS, UNLABELLED, Record, Source, check_seed, stable_rank
 from fastload.sources.labels import in_order
 from fastload.sources.scan import folders_in, has_image
 
@@ -43,11 +43,13 @@ def split_of_name(path: str) -> str:
 def cut_splits(source: Source, fractions: dict[str, float], seed: int) -> Source:
     """Move a stratified share of `train` to other splits, e.g. `{"valid": 0.1}`.
 
-    Of each class, `round(fraction * n)` samples go, chosen by a hash of seed and path. Unlabelled samples stay.
+    Of each class, `round(fraction * n)` samples go, chosen by a hash of seed and path, but never the last one:
+    what `train` lacks cannot be learned. Unlabelled samples stay.
 
     Raises:
         ConfigError: a fraction outside 0..1, a split that is not valid or test, or one the source already has.
     """
+    check_seed(seed)
     for split, fraction in fractions.items():
         if split not in SPLITS[1:]:
             raise ConfigError(f"--split {printable(split)}={fraction:g}: only valid and test can be cut from train.")
@@ -66,7 +68,7 @@ def cut_splits(source: Source, fractions: dict[str, float], seed: int) -> Source
         members.sort(key=lambda r: stable_rank(seed, r.path))
         start = 0
         for split, fraction in fractions.items():
-            stop = start + round(fraction * len(members))
+            stop = min(start + round(fraction * len(members)), len(members) - 1)
             moved.update((r.path, split) for r in members[start:stop])
             start = stop
     records = (

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from fastload.errors import ConfigError, SourceError, printable
 from fastload.places import Place, as_place
-from fastload.records import SPLITS, UNLABELLED, Record, Source
+from fastload.records import SPLITS, UNLABELLED, Record, Source, check_seed
 from fastload.sources.labels import is_whole, sorted_classes
 from fastload.sources.lists import CANDIDATES, as_text, find_delimiter
 from fastload.sources.splits import cut_splits
@@ -30,6 +30,7 @@ from fastload.urls import Url
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})  # compared in lower case
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+INFINITE = re.compile(r"[+-]?inf(inity)?", re.IGNORECASE)
 MAX_CLASSES = 20  # whole numbers of more values are an amount, not a class
 MAX_CATEGORIES = 1000  # a text column of more is a name or an id: one-hot, it would only fill memory
 
@@ -111,6 +112,7 @@ def read_table(
         ConfigError: no such column, a target that cannot be regressed on, or shares that make no sense.
         SourceError: the file cannot be read, or holds what is neither number nor category.
     """
+    check_seed(seed)
     path = as_place(path)
     given = [target] if isinstance(target, str) else list(target or ())
     names, body = _read_cells(path, given)
@@ -120,9 +122,17 @@ def read_table(
     cells = [list(column) for column in zip(*body, strict=True)]
     targets = {names[i]: cells[i] for i in places}
     classes, labels, in_target = _labels(path, targets, regression)
+    notes = _target_notes(targets, classes, labels)
+    used = [i for i in range(len(names)) if i not in places]
+    if names[0] == "" and used[:1] == [0]:
+        if len(used) > 1 and cells[0] == [str(i) for i in range(len(body))]:
+            # The index that pandas writes: where rows are sorted by class, it would give the class away.
+            notes.append("the first column only counts the rows, left out")
+            used = used[1:]
+        names[0] = "1"
 
     split_of = _splits(path, labels if classes else np.zeros(len(body), np.int64), split or {}, seed)
-    parts = [_features(path, names[i], cells[i], split_of == "train") for i in range(len(names)) if i not in places]
+    parts = [_features(path, names[i], cells[i], split_of == "train") for i in used]
     features = np.concatenate([part for _, part, _, _ in parts], axis=1).astype(np.float32)
     rows = {s: np.flatnonzero(split_of == s) for s in SPLITS if (split_of == s).any()}
     return Table(
@@ -134,7 +144,7 @@ def read_table(
         classes=classes,
         target_names=tuple(targets),
         columns={"features": [column for _, _, column, _ in parts], "target": in_target},
-        notes=tuple(note for *_, notes in parts for note in notes),
+        notes=(*notes, *(note for *_, of_column in parts for note in of_column)),
     )
 
 
@@ -181,10 +191,12 @@ def _read_cells(path: Place, targets: list[str]) -> tuple[list[str], list[list[s
                             f"{printable(path)}, line {reader.line_num}: {len(cells)} cells where the first row has "
                             f"{len(rows[0])}; mend it."
                         )
+    except FileNotFoundError:
+        raise SourceError(f"{printable(path)}: no such file; check the path.") from None
     except (OSError, EOFError, csv.Error) as e:
         raise SourceError(f"{printable(path)} cannot be read ({printable(e)}); mend the table.") from e
     if rows and _has_header(rows, targets):
-        names, body = rows[0], rows[1:]
+        names, body = [name or (str(i) if i > 1 else "") for i, name in enumerate(rows[0], 1)], rows[1:]
         if len(set(names)) != len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise SourceError(f"{printable(path)} has two columns called {printable(twice)!r}; rename one.")
@@ -196,11 +208,30 @@ def _read_cells(path: Place, targets: list[str]) -> tuple[list[str], list[list[s
 
 
 def _has_header(rows: list[list[str]], targets: list[str]) -> bool:
+    """Tell whether the first row names a column: a text over nothing but numbers.
+
+    Not every name need be a text: pandas calls columns 0, 1, ..., and gives its index no name at all.
+    """
     if any(t in rows[0] for t in targets if not is_whole(t)):
         return True
     first = rows[0]
-    named = all(cell and not NUMBER.fullmatch(cell) and cell.lower() not in MISSING for cell in first)
-    return named and any(NUMBER.fullmatch(cell) for row in rows[1:] for cell in row)
+    if first[0] == "" and len(rows) > 1 and [row[0] for row in rows[1:]] == [str(i) for i in range(len(rows) - 1)]:
+        return True
+    counted = [i for i, cell in enumerate(first) if _is_number(cell)]
+    if 3 <= len(counted) < len(first) and all(first[i] == str(i) for i in counted):
+        return True
+    texts = [i for i, cell in enumerate(first) if not _is_number(cell) and cell.lower() not in MISSING]
+    if len(texts) == len(first):  # all names: one column with a number in it is enough
+        return any(_is_number(cell) for row in rows[1:] for cell in row)
+    return any(
+        any(_is_number(row[i]) for row in rows[1:])
+        and all(_is_number(row[i]) or row[i].lower() in MISSING for row in rows[1:])
+        for i in texts
+    )
+
+
+def _is_number(cell: str) -> bool:
+    return NUMBER.fullmatch(cell) is not None
 
 
 def _place(path: Place, names: list[str], target: str) -> int:
@@ -221,6 +252,11 @@ def _numbers(path: Place, name: str, cells: list[str]) -> npt.NDArray[np.float64
             numbers[i] = float(cell)
         elif cell.lower() in MISSING:
             numbers[i] = np.nan
+        elif INFINITE.fullmatch(cell):
+            raise SourceError(
+                f"{printable(path)}: column {printable(name)!r} is infinite in row {i + 1} ({printable(cell)}); "
+                "write a number there, or nothing where it is missing."
+            )
         else:
             return None
     if np.isnan(numbers).all():
@@ -275,6 +311,43 @@ def _splits(path: Place, labels: npt.NDArray[Any], fractions: Mapping[str, float
     return split_of
 
 
+def _target_notes(
+    targets: dict[str, list[str]], classes: tuple[str, ...], labels: npt.NDArray[np.int64] | npt.NDArray[np.float32]
+) -> list[str]:
+    """Return the sentences on a target that is classes; amounts were checked, number by number."""
+    if not classes:
+        return []
+    ((name, cells),) = targets.items()
+    notes = [_not_a_number(name, cells)] if any(map(_is_number, cells)) else []
+    num_unlabelled = int((labels == UNLABELLED).sum())
+    if num_unlabelled:
+        notes.append(f"rows without {name}, unlabelled and kept for prediction: {num_unlabelled:,}")
+    if len(classes) == 1:
+        notes.append(f"every {name} is {classes[0]}: one class alone teaches a classifier nothing")
+    return [note for note in notes if note]
+
+
+def _not_a_number(name: str, cells: list[str]) -> str:
+    """Return the sentence on a column of numbers that a few cells made a column of texts, or nothing."""
+    known = [(row, cell) for row, cell in enumerate(cells, 1) if cell.lower() not in MISSING]
+    texts = [(row, cell) for row, cell in known if not _is_number(cell)]
+    if not texts or 2 * len(texts) > len(known):
+        return ""
+    row, cell = texts[0]
+    return f"{name} is taken as texts, for {cell!r} in row {row} is no number: {len(texts):,} of {len(known):,} cells"
+
+
+def _text_notes(name: str, cells: list[str]) -> list[str]:
+    """Return the sentences on a column of texts that somebody may have meant to be something else."""
+    num_texts = len(set(cells))
+    if note := _not_a_number(name, cells):
+        return [note]
+    if num_texts > MAX_CLASSES and 2 * num_texts > len(cells):
+        return [f"{name} has {num_texts:,} different texts in {len(cells):,} rows, and each becomes a feature; "
+                "an id or a date teaches nothing, and a number has a point and no thousands"]  # fmt: skip
+    return []
+
+
 def _features(
     path: Place, name: str, cells: list[str], train: npt.NDArray[np.bool_]
 ) -> tuple[list[str], npt.NDArray[np.float64], dict[str, Any], list[str]]:
@@ -298,6 +371,7 @@ def _features(
         )
     part = np.stack([texts == category for category in categories], axis=1).astype(np.float64)
     num_unknown = int((part.sum(1) == 0).sum())
-    notes = [f"texts of {name} that train does not have, all zero: {num_unknown:,} rows"] if num_unknown else []
+    notes = _text_notes(name, cells)
+    notes += [f"texts of {name} that train does not have, all zero: {num_unknown:,} rows"] if num_unknown else []
     names = [f"{name}={category}" for category in categories]
     return names, part, {"name": name, "kind": "text", "categories": categories}, notes

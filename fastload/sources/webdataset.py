@@ -174,6 +174,10 @@ def _list_tar(file: Place) -> tuple[dict[str, tuple[int, int]], dict[str, str], 
                         label_of[_key(name)] = label
                 else:
                     num_others += 1
+            # tarfile takes a header that is cut off or no header at all for the end.
+            opened.seek(tar.offset)
+            if opened.read(512) != bytes(512):
+                raise tarfile.ReadError(f"it ends or is damaged at byte {tar.offset:,}, before its end mark")
     except (OSError, tarfile.TarError, ValueError, RecursionError) as e:
         raise SourceError(
             f"{printable(file)} is no whole, uncompressed tar ({printable(e)}); mend or unpack it."
