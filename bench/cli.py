@@ -23,7 +23,6 @@ Json = Annotated[
     Path | None,
     typer.Option("--json", metavar="FILE", help="Write everything measured there.", show_default=False),
 ]
-
 Html = Annotated[
     Path | None,
     typer.Option("--html", metavar="FILE", help="Write a page with charts there; one file.", show_default=False),
@@ -31,6 +30,27 @@ Html = Annotated[
 Png = Annotated[
     Path | None,
     typer.Option("--png", metavar="FILE", help="Write a picture there; needs matplotlib.", show_default=False),
+]
+DatasetOrFolder = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="DATASET_OR_FOLDER",
+        help="An image folder, or what `fastload convert` wrote of one (the folder is then looked for beside it).",
+        show_default=False,
+    ),
+]
+Loaders = Annotated[
+    str,
+    typer.Option(
+        help="What feeds the step, with commas between: folder (ImageFolder and DataLoader), ffcv, host, mapped, "
+        "gpu, auto (the fastest placement that fits). The report is about the first one."
+    ),
+]
+AssumedRate = Annotated[
+    float | None,
+    typer.Option(
+        help="Also say whether these loaders would do for a GPU that trains so many images/s.", show_default=False
+    ),
 ]
 
 
@@ -57,14 +77,7 @@ class BeforeCommand(TyperCommand):
 @app.command("gpu-util", cls=BeforeCommand)
 def gpu_util(
     context: typer.Context,
-    data: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="DATASET_OR_FOLDER",
-            help="An image folder, or what `fastload convert` wrote of one (the folder is then looked for beside it).",
-            show_default=False,
-        ),
-    ] = None,
+    data: DatasetOrFolder = None,
     model: Annotated[str, typer.Option(help="A timm model.")] = "resnet18",
     size: Annotated[int, typer.Option(help="Side of the crops that it trains on, in pixels.")] = 128,
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
@@ -75,19 +88,8 @@ def gpu_util(
         str | None, typer.Option(help="cpu, cuda, mps; the best one where not given.", show_default=False)
     ] = None,
     images: Annotated[int, typer.Option(help="Use at most so many images of a folder.")] = 2000,
-    loader: Annotated[
-        str,
-        typer.Option(
-            help="What feeds the step, with commas between: folder (ImageFolder and DataLoader), ffcv, host, mapped, "
-            "gpu, auto (the fastest placement that fits). The report is about the first one."
-        ),
-    ] = "folder,auto",
-    assume_gpu_rate: Annotated[
-        float | None,
-        typer.Option(
-            help="Also say whether these loaders would do for a GPU that trains so many images/s.", show_default=False
-        ),
-    ] = None,
+    loader: Loaders = "folder,auto",
+    assume_gpu_rate: AssumedRate = None,
     json: Json = None,
     html: Html = None,
     png: Png = None,

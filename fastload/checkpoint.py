@@ -50,24 +50,6 @@ def write_info(file: Path, info: dict[str, Any]) -> None:
         raise _unwritten(file, e) from e
 
 
-def read_info(file: str | Path) -> dict[str, Any]:
-    """Return what the checkpoint `file` says of itself: settings, classes and the figures of its epoch.
-
-    Raises:
-        CheckpointError: there is no JSON beside it, or it is damaged.
-    """
-    beside = Path(file).with_suffix(".json")
-    try:
-        info = json.loads(beside.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise CheckpointError(
-            f"{printable(beside)} cannot be read ({type(e).__name__}); it lies beside a checkpoint that fastload wrote."
-        ) from e
-    if not isinstance(info, dict):
-        raise CheckpointError(f"{printable(beside)} does not describe a checkpoint; pass one that fastload wrote.")
-    return info
-
-
 def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write tensors to `file` (.safetensors), flushed, whole or not at all.
 

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import functools
-import math
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fastload.errors import ConfigError, DecodeError, exit_with, printable
-
-if TYPE_CHECKING:
-    from fastload.places import Place
-    from fastload.plan import Plan
-    from fastload.records import Source
+from fastload import converting, options
+from fastload.errors import ConfigError, exit_with, printable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -49,231 +43,59 @@ def run(command: Callable[..., Any]) -> None:
 @app.command()
 def convert(
     ctx: typer.Context,
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SRC",
-            help="A folder with one folder per class, or with split folders (train, valid, test and their usual other "
-            "names) that hold them; a folder with labels in the file names (3_102.jpg) or in text files beside the "
-            "images; a list (.csv, .tsv, .txt); tars (shards/{000..099}.tar); .parquet; a table (.csv, .csv.gz, .tsv) "
-            "with --target; the URL of any of these (s3://bucket/food11); torchvision:NAME; hf:NAME.",
-            show_default=False,
-        ),
-    ],
-    out: Annotated[
-        str | None,
-        typer.Argument(help="The dataset to write, or its URL; SRC.fastload where not given.", show_default=False),
-    ] = None,
-    format: Annotated[
-        Literal["resident", "ffcv"],
-        typer.Option(help="resident: a dataset of one image size; ffcv: OUT/SPLIT.beton, images of their own sizes."),
-    ] = "resident",
-    mode: Annotated[Literal["raw", "jpg", "proportion"], typer.Option(help="ffcv: how images are stored.")] = "raw",
-    quality: Annotated[int, typer.Option(help="ffcv: of the JPEGs, 1 to 100.")] = 90,
-    max_resolution: Annotated[
-        int | None, typer.Option(help="ffcv: shrink images to this longer side, in pixels.", show_default=False)
-    ] = None,
-    size: Annotated[int, typer.Option(help="resident: side of the stored images, in pixels.")] = 256,
-    fit: Annotated[
-        Literal["stretch", "crop", "pad"],
-        typer.Option(help="resident: how a picture becomes square: stretched, the centre cut out, or black added."),
-    ] = "stretch",
-    split: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=SHARE",
-            help="Cut a split from train where the source has none, e.g. valid=0.1: the same share of every class, "
-            "always the same images. May be given twice.",
-            show_default=False,
-        ),
-    ] = None,
-    on_bad: Annotated[
-        Literal["stop", "skip"],
-        typer.Option(help="At a file that is no whole image: stop and name it, or leave it out and list it."),
-    ] = "stop",
-    max_pixels: Annotated[int, typer.Option(help="Images of more pixels are bad ones.")] = 178_000_000,
-    layout: Annotated[
-        str | None,
-        typer.Option(help="Take this layout instead of finding it; --dry-run names the one found.", show_default=False),
-    ] = None,
-    path_column: Annotated[str | None, typer.Option(help="Of a list: where the paths are.", show_default=False)] = None,
-    label_column: Annotated[
-        str | None, typer.Option(help="Of a list, parquet or hf: where the labels are.", show_default=False)
-    ] = None,
-    class_names: Annotated[
-        str | None,
-        typer.Option(
-            help="A file or URL with names to show: JSON from class to name, or a name per line. "
-            "cat_to_name.json is found.",
-            show_default=False,
-        ),
-    ] = None,
-    root: Annotated[
-        str | None,
-        typer.Option(
-            help="What a list's paths are relative to (or a URL), or torchvision's folder.", show_default=False
-        ),
-    ] = None,
-    download: Annotated[bool, typer.Option("--download", help="Let torchvision or hf fetch what is missing.")] = False,
-    allow_outside: Annotated[
-        bool, typer.Option("--allow-outside", help="Take paths of a list that lead out of its root.")
-    ] = False,
-    target: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="COLUMN",
-            help="The source is a table, and this column is to be predicted: a name, a number from 1, or -1 for the "
-            "last. Several are predicted together by regression.",
-            show_default=False,
-        ),
-    ] = None,
-    regression: Annotated[
-        bool | None,
-        typer.Option(
-            "--regression/--classes",
-            help="Of a table: whether the target is an amount or a class; whole numbers of at most 20 values and "
-            "texts are classes where not given.",
-            show_default=False,
-        ),
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            metavar="I/N",
-            help="Write only the I-th of N shares, on this machine; `fastload merge` ends it when all are done.",
-            show_default=False,
-        ),
-    ] = None,
-    dask: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ADDRESS", help="Let the workers of this Dask scheduler write the shards.", show_default=False
-        ),
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what was found and would be done, and stop.")] = False,
-    seed: Annotated[int, typer.Option(help="Of the cut, and of the one shuffle of train.")] = 0,
-    workers: Annotated[
-        int | None, typer.Option(help="Processes that decode; one per core where not given.", show_default=False)
-    ] = None,
+    source: options.Source,
+    out: options.Out = None,
+    format: options.Format = "resident",
+    mode: options.Mode = "raw",
+    quality: options.Quality = 90,
+    max_resolution: options.MaxResolution = None,
+    size: options.Size = 256,
+    fit: options.Fit = "stretch",
+    split: options.Split = None,
+    on_bad: options.OnBad = "stop",
+    max_pixels: options.MaxPixels = 178_000_000,
+    layout: options.Layout = None,
+    path_column: options.PathColumn = None,
+    label_column: options.LabelColumn = None,
+    class_names: options.ClassNames = None,
+    root: options.Root = None,
+    download: options.Download = False,
+    allow_outside: options.AllowOutside = False,
+    target: options.Target = None,
+    regression: options.Regression = None,
+    task: options.Task = None,
+    dask: options.Dask = None,
+    dry_run: options.DryRun = False,
+    seed: options.Seed = 0,
+    workers: options.Workers = None,
 ) -> None:
     """Turn images with labels into a dataset that needs no decoding.
 
     Every image is decoded once, brought to SIZE x SIZE and stored as bytes. The same source and options
     give the same bytes. A run that was stopped goes on where it was when the same command is given again.
     """
-    from fastload import conversion, sources
-    from fastload.places import as_place
-    from fastload.plan import Plan, Settings
+    from fastload import sources
+    from fastload.plan import Settings
 
-    shares = _parse_shares(split or [])
-    given = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
-    if format == "resident":
-        given.discard("format")
+    shares = converting.parse_shares(split or [])
+    given = converting.given(ctx, format)
+    listing = {"layout": layout, "path_column": path_column, "label_column": label_column, "class_names": class_names,
+               "root": root, "download": download, "allow_outside": allow_outside}  # fmt: skip
+    writing: dict[str, Any] = {"on_bad": on_bad, "max_pixels": max_pixels, "seed": seed, "workers": workers}
     if target or regression is not None or sources.is_packed_table(source):
-        _refuse(f"a table ({printable(source)})", given - _OF_TABLES)
-        _convert_table(source, out, target, regression, shares, seed, dry_run)
+        converting.refuse(f"a table ({printable(source)})", given - converting.OF_TABLES)
+        converting.convert_table(source, out, target, regression, shares, seed, dry_run)
         return
-    if format == "ffcv":
-        _refuse("--format ffcv, which writes in one go", given & {"task", "dask"})
-        _refuse("--format ffcv, which keeps images' own sizes up to --max-resolution", given & {"size", "fit"})
-    else:
-        _refuse("a dataset of one size; pass --format ffcv for it", given & _OF_FFCV)
+    converting.refuse_for_images(format, given)
     settings = Settings(size=size, fit=fit, seed=seed, max_pixels=max_pixels)
-    path = as_place(out) if out is not None else conversion.default_output(source)
-    if format == "ffcv" and out is None:
-        path = conversion.default_output(source).with_suffix(".ffcv")
-    if format == "resident" and not dry_run:
-        conversion.free_output(path)
-    with Console(stderr=True).status("listing the samples"):
-        found = sources.detect(
-            source, layout=layout, path_column=path_column, label_column=label_column, class_names=class_names,
-            root=root, download=download, allow_outside=allow_outside,
-        )  # fmt: skip
-    found = conversion.listed(found, shares, seed)
-    _refuse_empty(shares, found.counts())
+    path = converting.output_of(source, out, format, is_free=format == "resident" and not dry_run)
+    found = converting.find(source, listing, shares, seed)
     if dry_run:
-        wanted = Plan(source=found, settings=settings) if format == "resident" else None
-        print("\n".join([*sources.describe(found), _would_write(path, found, wanted)]))
-        return
-    _remark(sources.remarks(found))
-    if format == "ffcv":
-        from fastload.conversion_ffcv import convert_to_ffcv
-
-        with _saying_what_skips(on_bad):
-            folder = convert_to_ffcv(
-                found, path, mode=mode, quality=quality, max_resolution=max_resolution, on_bad=on_bad,
-                max_pixels=max_pixels, seed=seed, workers=workers, progress=True,
-            )  # fmt: skip
-        print(f"wrote {printable(folder)}: {', '.join(f.name for f in sorted(folder.glob('*.beton')))}")
+        converting.say_plan(found, path, settings if format == "resident" else None)
+    elif format == "ffcv":
+        converting.convert_to_ffcv(found, path, mode=mode, quality=quality, max_resolution=max_resolution, **writing)
     else:
-        with _saying_what_skips(on_bad):
-            written = conversion.convert(
-                found, path, size=size, fit=fit, on_bad=on_bad, max_pixels=max_pixels, seed=seed, workers=workers,
-                task=task, dask=dask, progress=True,
-            )  # fmt: skip
-        if task is not None:
-            print(f"task {task} is done: {printable(written)}; when all are: fastload merge {printable(path)}")
-        else:
-            _say_written(written)
-            _remark(_emptied(written, found))
-
-
-# What goes for tables, and what for FFCV's files alone: an option that would do nothing is refused.
-_OF_TABLES = {"source", "out", "target", "regression", "split", "seed", "dry_run"}
-_OF_FFCV = {"mode", "quality", "max_resolution"}
-
-
-def _refuse(what: str, options: Collection[str]) -> None:
-    """Raise ConfigError for the first of these options that were given: it means nothing to `what`."""
-    for name in sorted(options):
-        raise ConfigError(f"--{name.replace('_', '-')} means nothing to {what}; leave it out.")
-
-
-def _refuse_empty(shares: Mapping[str, float], counts: Mapping[str, int]) -> None:
-    """Raise ConfigError where a split that was asked for has nothing in it: training would miss it much later."""
-    for split in shares.keys() - counts.keys():
-        raise ConfigError(
-            f"--split {split}={shares[split]:g} takes no sample of any class, as they are small; pass a larger share."
-        )
-
-
-def _remark(sentences: Sequence[str]) -> None:
-    """Say what a person might not expect, before the work begins."""
-    for sentence in sentences:
-        print(f"note: {sentence}", file=sys.stderr)
-
-
-@contextmanager
-def _saying_what_skips(on_bad: str) -> Iterator[None]:
-    """Add to a bad image's error the option that leaves it out."""
-    try:
-        yield
-    except DecodeError as e:
-        if on_bad == "stop":
-            e.args = (f"{str(e).removesuffix('.')}; mend it, or pass --on-bad skip to leave such files out.",)
-        raise
-
-
-def _convert_table(
-    source: str,
-    out: str | None,
-    target: list[str] | None,
-    regression: bool | None,
-    shares: dict[str, float],
-    seed: int,
-    dry_run: bool,
-) -> None:
-    from fastload import conversion, sources
-    from fastload.conversion_tables import convert_table
-
-    output = conversion.free_output(out, source)
-    table = sources.read_table(source, target=target, regression=regression, split=shares, seed=seed)
-    _refuse_empty(shares, table.counts())
-    if dry_run:
-        print("\n".join([*sources.describe_table(table), f"would write: {printable(output.path)}"]))
-    else:
-        _remark([printable(note) for note in table.notes])
-        _say_written(convert_table(table, output.path, seed=seed))
+        converting.convert_images(found, path, size=size, fit=fit, task=task, dask=dask, **writing)
 
 
 @app.command()
@@ -285,39 +107,7 @@ def merge(
     """Close a dataset whose tasks (convert --task I/N) are all done."""
     from fastload import conversion
 
-    _say_written(conversion.merge(dataset, progress=True))
-
-
-def _say_written(path: Place) -> None:
-    from fastload.formats.resident import read_manifest
-
-    manifest = read_manifest(path)
-    counts = ", ".join(f"{manifest.count(s):,} {s}" for s in manifest.splits)
-    kinds = f"{len(manifest.classes)} classes" if manifest.classes else "targets to regress on"
-    print(f"wrote {printable(path)}: {counts}; {kinds}, {manifest.sample}")
-    if manifest.skipped:
-        print(f"left out {len(manifest.skipped):,} bad images: see {printable(path)}/bad.csv", file=sys.stderr)
-
-
-def _emptied(path: Place, source: Source) -> list[str]:
-    """Return the sentence on the classes of which every image was bad."""
-    from fastload.formats.resident import read_manifest
-
-    bad = {entry["path"] for entry in read_manifest(path).skipped}
-    left = {r.label for r in source.records if r.path not in bad} if bad else set(range(len(source.classes)))
-    lost = [printable(name) for label, name in enumerate(source.classes) if label not in left]
-    return [f"classes of which every image is bad: {len(lost):,} (first: {lost[0]})"] if lost else []
-
-
-def _would_write(target: Place, source: Source, plan: Plan | None) -> str:
-    from fastload.placement import gib
-
-    if plan is None:
-        files = ", ".join(f"{split}.beton" for split in source.counts())
-        return f"would write: {printable(target)}, {files}, images of their own sizes"
-    num_bytes = sum(len(shard.records) for shard in plan.shards) * math.prod(plan.image_shape)
-    shape = "x".join(str(n) for n in plan.image_shape)
-    return f"would write: {printable(target)}, {_shards(len(plan.shards))} of {shape} uint8, {gib(num_bytes)}"
+    converting.say_written(conversion.merge(dataset, progress=True))
 
 
 # The plan counts the batches under way, too; of these they are a small part of it.
@@ -329,7 +119,7 @@ def info(dataset: DatasetPath) -> None:
     """Say what a dataset holds, and where this machine would keep it."""
     from fastload.devices import current_device
     from fastload.formats import open_dataset
-    from fastload.formats.resident import read_manifest
+    from fastload.formats.manifest import read_manifest
     from fastload.placement import choose, gib
     from fastload.places import as_place
     from fastload.storing import need_of
@@ -347,7 +137,10 @@ def info(dataset: DatasetPath) -> None:
         opened = open_dataset(dataset, split)
         placement = choose("auto", need_of(opened, _INFO_BATCH), device)
         kind = "rows" if manifest.is_table else "images"
-        row(split, f"{len(opened):,} {kind} in {_shards(len(opened.shards))}, {gib(opened.num_bytes)}")
+        row(
+            split,
+            f"{len(opened):,} {kind} in {converting.shards_in_words(len(opened.shards))}, {gib(opened.num_bytes)}",
+        )
         row("", f"here: {placement}")
     row(manifest.sample.name, manifest.sample)
     if manifest.table is not None:
@@ -377,7 +170,8 @@ def verify(
     Names every shard that was changed, cut, lost or swapped, and ends with exit code 1 if there is one.
     """
     from fastload.formats.ffcv import check_beton, find_beton_damage
-    from fastload.formats.resident import find_damage, read_manifest
+    from fastload.formats.manifest import read_manifest
+    from fastload.formats.resident import find_damage
     from fastload.places import as_place
     from fastload.storing import byte_bar
 
@@ -494,25 +288,8 @@ def _root(
     pass
 
 
-def _shards(count: int) -> str:
-    return f"{count:,} shard{'' if count == 1 else 's'}"
-
-
 def _short(names: Sequence[str]) -> str:
     return f"{', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
-
-
-def _parse_shares(texts: Sequence[str]) -> dict[str, float]:
-    shares: dict[str, float] = {}
-    for text in texts:
-        name, _, share = text.partition("=")
-        if name in shares:
-            raise ConfigError(f"--split {printable(text)}: {printable(name)} was given before; leave one of them out.")
-        try:
-            shares[name] = float(share)
-        except ValueError:
-            raise ConfigError(f"--split {printable(text)}: write it as NAME=SHARE, e.g. --split valid=0.1.") from None
-    return shares
 
 
 if __name__ == "__main__":

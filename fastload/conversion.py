@@ -21,23 +21,16 @@ from fastload.decode import MAX_PIXELS, Fit
 from fastload.errors import ConfigError, DatasetError, SourceError, printable
 from fastload.files import write_text, write_whole
 from fastload.filling import Filler, convert_shards, finished_shards, num_writers
-from fastload.formats.resident import (
-    BAD_NAME,
-    MANIFEST_NAME,
-    SAMPLES_NAME,
-    Field,
-    Manifest,
-    Shard,
-    read_shard_metadata,
-    sha256_of,
-)
+from fastload.formats.manifest import BAD_NAME, MANIFEST_NAME, SAMPLES_NAME, Field, Manifest, Shard
+from fastload.formats.resident import read_shard_metadata, sha256_of
 from fastload.formats.shardfile import unwritten
 from fastload.output import Output
-from fastload.places import Place, Url, as_place, files_in, num_bytes_of
+from fastload.places import Place, as_place, files_in, num_bytes_of
 from fastload.plan import PLAN_NAME, SHARD_BYTES, Plan, PlannedShard, Settings, is_plan_of, read_plan
 from fastload.pool import open_pool
 from fastload.records import Record, Source
 from fastload.sources import cut_splits, detect, is_packed_table
+from fastload.urls import Url
 
 OnBad = Literal["stop", "skip"]
 MAX_WORKERS = 1024  # more are a typing mistake, and forking them would hold up the whole machine
@@ -99,18 +92,10 @@ def convert(
     if task and dask:
         raise ConfigError("a task runs here and dask elsewhere; pass one of them.")
     output = free_output(out, source)
-    found = listed(source, split, seed)
-    plan = Plan(source=found, settings=settings)
-    numbers = range(len(plan.shards))[share]
-    total = sum(len(plan.shards[n].records) for n in numbers)
+    plan = Plan(source=listed(source, split, seed), settings=settings)
     if dask is not None:
-        from fastload.conversion_dask import convert_shards_on
-
-        with output.held() as folder, progress_bar("convert", total, progress) as advance:
-            _refuse_other_plan(folder, plan)
-            digests = convert_shards_on(dask, plan, folder, on_bad == "skip", advance)
-            finish(plan, output, finished_shards(plan, folder), digests)
-        return output.path
+        return _convert_on(dask, plan, output, on_bad == "skip", progress)
+    numbers = range(len(plan.shards))[share]
     with (
         Filler(plan, numbers, output.folder, 1 + num_writers(workers), skip_bad=on_bad == "skip") as filler,
         # Before the output: its processes would hold the lock on it for as long as they live.
@@ -120,10 +105,22 @@ def convert(
         _refuse_other_plan(folder, plan)
         if task is not None:
             _write_plan(plan, folder / PLAN_NAME)
+        total = sum(len(plan.shards[n].records) for n in numbers)
         with progress_bar("convert", total, progress) as advance:
             digests = convert_shards(filler, pool, advance)
         if task is not None:
             return folder
+        finish(plan, output, finished_shards(plan, folder), digests)
+    return output.path
+
+
+def _convert_on(dask: str, plan: Plan, output: Output, skip_bad: bool, progress: bool) -> Place:
+    """Let the workers of a Dask scheduler write the shards, and close the dataset."""
+    from fastload.conversion_dask import convert_shards_on
+
+    with output.held() as folder, progress_bar("convert", len(plan.source.records), progress) as advance:
+        _refuse_other_plan(folder, plan)
+        digests = convert_shards_on(dask, plan, folder, skip_bad, advance)
         finish(plan, output, finished_shards(plan, folder), digests)
     return output.path
 

@@ -14,8 +14,9 @@ from fastload.conversion import OnBad, checked_workers, listed, progress_bar
 from fastload.decode import MAX_PIXELS, decode_whole
 from fastload.errors import ConfigError, DatasetError, DecodeError, printable
 from fastload.formats.ffcv import Mode, write_beton
-from fastload.places import Place, Url, as_place
+from fastload.places import Place, as_place
 from fastload.records import Record, Source
+from fastload.urls import Url
 
 
 def convert_to_ffcv(

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from fastload import __version__
 from fastload.conversion import close, free_output
 from fastload.errors import ConfigError
-from fastload.formats.resident import VERSION, Field, Manifest, Shard
+from fastload.formats.manifest import VERSION, Field, Manifest, Shard
 from fastload.formats.shardfile import write_shard
 from fastload.places import Place, num_bytes_of
 from fastload.plan import SHARD_BYTES

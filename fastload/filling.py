@@ -19,10 +19,11 @@ from fastload.errors import DecodeError
 from fastload.files import Draft, draft_path
 from fastload.formats.resident import read_shard_metadata
 from fastload.formats.shardfile import Rows, memory_file, publish, send, unwritten
-from fastload.places import Place, Url, each
+from fastload.places import Place, each
 from fastload.plan import Plan
 from fastload.pool import Pool
 from fastload.records import Record, Source
+from fastload.urls import Url
 
 # What the pool tells of each row: the length of a reason, which is 0 where the image is good, the moments,
 # and the reason itself, cut to a fixed length since every row has the same number of bytes.

@@ -81,6 +81,14 @@ class Loader:
         PlacementError: the asked-for memory does not hold the images.
     """
 
+    # Where a new one stands.
+    epoch = 0
+    num_valid = 0
+    end_of_dataloader = False
+    on_device_work: Callable[[], None] | None = None
+    _steps_done = 0  # of the current pass, in batches handed out
+    _resuming = False
+
     def __init__(
         self,
         dataset: AnyDataset | Any,
@@ -100,9 +108,7 @@ class Loader:
         reshuffle_every: int = 1,
         progress: bool = False,
     ) -> None:
-        if (rank is None) != (world_size is None):
-            raise ConfigError("rank and world_size go together; pass both or neither.")
-        here = current_rank() if rank is None or world_size is None else Rank(rank=rank, world_size=world_size)
+        here = _rank_of(rank, world_size)
         self.rank = here.rank
         self.dataset: AnyDataset = dataset if isinstance(dataset, AnyDataset) else MapDataset(dataset)
         dataset = self.dataset
@@ -130,14 +136,22 @@ class Loader:
             together=rank is None and can_talk(here.world_size), reserve_bytes=reserve_bytes, workers=workers,
             cut=self._cut, in_place=augment is not None and self.device.type == "cpu", progress=progress,
         )  # fmt: skip
+        self._place(wish)
+        self.batch_ids = torch.empty(0, dtype=torch.int64)
+        self.remainder = self.shares.remainder
+
+    def _place(self, wish: Wish) -> None:
+        """Put the samples where `wish` wants them, and their labels beside them."""
+        dataset, shares = self.dataset, self.shares
         self.placement: Placement = place(dataset, wish)
-        self._holdings = Holdings(self.shares, seed)
+        self._holdings = Holdings(shares, self.seed)
         if self._is_sharded:
             self._holdings.check()
         self._store = make_store(dataset, self.placement, wish, self._holdings, self._ids)
         # Where this rank's own samples begin in an order of all of them, if it has any.
-        own = self.rank * batch_size
-        self._first = own if self.placement.kind == "gpu_sharded" and not shuffle and own < num_samples else 0
+        own = self.rank * shares.batch_size
+        is_apart = self.placement.kind == "gpu_sharded" and not self.shuffle
+        self._first = own if is_apart and own < shares.num_samples else 0
         # A stream of their own: copies of the next batch then run beside the step that uses this one.
         self._copies: torch.cuda.Stream | None = None
         if self.device.type == "cuda":
@@ -145,15 +159,6 @@ class Loader:
         self._labels = dataset.labels
         if self._labels is not None and self.placement.kind in ("gpu", "gpu_sharded"):
             self._labels = self._labels.to(self.device)
-
-        self.epoch = 0
-        self.num_valid = 0
-        self.batch_ids = torch.empty(0, dtype=torch.int64)
-        self.remainder = self.shares.remainder
-        self.end_of_dataloader = False
-        self.on_device_work: Callable[[], None] | None = None
-        self._steps_done = 0  # of the current pass, in batches handed out
-        self._resuming = False
 
     @classmethod
     def from_accelerator(cls, accelerator: Any, dataset: AnyDataset | Any, batch_size: int, **options: Any) -> Loader:
@@ -374,6 +379,13 @@ class Loader:
             yield
         finally:
             gradient_state._remove_dataloader(self)
+
+
+def _rank_of(rank: int | None, world_size: int | None) -> Rank:
+    """Return what was passed, or this process's own."""
+    if (rank is None) != (world_size is None):
+        raise ConfigError("rank and world_size go together; pass both or neither.")
+    return current_rank() if rank is None or world_size is None else Rank(rank=rank, world_size=world_size)
 
 
 def _labelled(dataset: AnyDataset) -> torch.Tensor | None:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from fastload.errors import DatasetError, printable
 from fastload.files import is_same_file, lock, sync
-from fastload.places import Place, Url
+from fastload.places import Place
+from fastload.urls import Url
 
 LOCK_NAME = ".lock"
 _HOLDER_BYTES = 200

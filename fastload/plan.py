@@ -14,7 +14,7 @@ from typing import Any
 
 from fastload.decode import MAX_PIXELS, Fit, check_size_and_fit
 from fastload.errors import ConfigError, DatasetError, printable
-from fastload.formats.resident import VERSION
+from fastload.formats.manifest import VERSION
 from fastload.places import Place
 from fastload.records import Record, Source, check_seed, stable_rank
 

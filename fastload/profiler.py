@@ -247,6 +247,10 @@ class Profile(Generic[Batch]):
                 self._failures.append("the report of another rank did not come in time, and is left out")
         else:
             self.report = report if self._rank == 0 else None
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        """Print the report and write it, where this rank has it."""
         if self.report is not None:
             if not self._quiet:
                 self._say(lambda console: terminal.say(self.report or {}, console))

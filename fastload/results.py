@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from fastload.config import Monitor, TrainConfig
@@ -111,21 +112,23 @@ def shortened(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def report(result: TrainResult, train: Loader, about: dict[str, Any], setup: dict[str, Any]) -> dict[str, Any]:
+def report(result: TrainResult, train: Loader, about: dict[str, Any], accelerator: Accelerator) -> dict[str, Any]:
     """Return `result.json`.
 
     Args:
         result: of the run.
         train: what it trained on.
         about: what the checkpoints say of themselves.
-        setup: number of processes, device and precision.
+        accelerator: by which it was trained: says the number of processes, the device and the precision.
     """
 
     def figures(epoch: Epoch) -> dict[str, Any]:
         return {k: shortened(v) for k, v in asdict(epoch).items()}
 
     return {
-        "schema": "fastload-train", "version": 2, "command": command(), **environment(), **setup,
+        "schema": "fastload-train", "version": 2, "command": command(), **environment(),
+        "num_processes": accelerator.num_processes, "device": accelerator.device.type,
+        "precision": accelerator.mixed_precision,
         "data": {
             "name": train.dataset.source_name, "digest": train.dataset.digest,
             "image": list(train.dataset.sample_shape), "train": len(train.dataset), "placement": train.placement.kind,

@@ -20,7 +20,8 @@ from fastload.errors import ConfigError, TrainError, printable
 from fastload.evaluation import Evaluation, Totals, draw_confusion, loss_of, sums_on, write_confusion
 from fastload.loader import Loader
 from fastload.optim import train_mode
-from fastload.phases import Phase, Run
+from fastload.phases import Phase as Phase
+from fastload.phases import Run
 from fastload.profiling import Timing, judge
 from fastload.profiling.report import write_json
 from fastload.results import Epoch, TrainResult, make_output, names_of, report, shown_settings
@@ -184,12 +185,11 @@ class Trainer:
             run.valid.set_epoch(number)  # what it draws, if anything, is the epoch's, also of a run that goes on
         found = None if run.valid is None else self.evaluate(run.kept, run.valid)
         wall = timing.wall_seconds - timing_before.wall_seconds
-        epoch = Epoch(
+        return Epoch(
             epoch=number, phase=run.phase.name, lr=lr, train_loss=loss_sum / count, seconds=seconds,
             images_per_second=(count - count_before) / seconds, **({} if found is None else found.figures),
             data_wait=(timing.wait_seconds - timing_before.wait_seconds) / wall if wall > 0 else None,
-        )  # fmt: skip
-        return epoch, found
+        ), found  # fmt: skip
 
     def _batch(self, run: Run, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, bool]:
         """Add a batch's gradients, and step after `accumulate` of them; return the loss, and whether it stepped."""
@@ -221,16 +221,14 @@ class Trainer:
         position.epochs.append(epoch)
         position.batch, position.loss_sum, position.num_samples = 0, 0.0, 0.0
         position.phase_epoch, position.since_best = position.phase_epoch + 1, position.since_best + 1
-        names = ["last"]
-        if epoch.is_better(position.best, config.monitor):
+        if is_best := epoch.is_better(position.best, config.monitor):
             position.best, position.since_best = epoch, 0
-            names.append("best")
         if position.phase_epoch == run.phase.epochs or position.since_best == config.patience:
             position.phase, position.phase_epoch, position.since_best = position.phase + 1, 0, 0
         if self.is_main:
-            for name in names:
+            for name in ("last", "best") if is_best else ("last",):
                 save_checkpoint(run.output / f"{name}.safetensors", run.kept, {**about, **asdict(epoch)})
-            if "best" in names and found is not None and found.confusion is not None:
+            if is_best and found is not None and found.confusion is not None:
                 write_confusion(run.output, found.confusion, about["display_names"])
         run.save()
 
@@ -244,14 +242,9 @@ class Trainer:
         )  # fmt: skip
         # A run that had ended before has measured nothing now.
         if self.is_main and (run.resumed is None or not (run.output / "result.json").exists()):
-            processes, precision = self.accelerator.num_processes, self.accelerator.mixed_precision
-            setup = {"num_processes": processes, "device": device, "precision": precision}
-            write_json(run.output / "result.json", report(result, train, about, setup))
+            write_json(run.output / "result.json", report(result, train, about, self.accelerator))
             if self.config.max_steps is None:  # drawing takes longer than trying things out
                 draw_confusion(run.output)
         run.tracker.result(result)
         self.accelerator.wait_for_everyone()
         return result
-
-
-__all__ = ["Phase", "TrainConfig", "Trainer"]

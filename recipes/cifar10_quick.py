@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 import torchvision.transforms.v2 as T
 import tyro
-from models import cifar10_quick
+from torch import nn
 
 import fastload
 from fastload import settings
@@ -62,9 +62,25 @@ def main(s: Settings) -> None:
     train_loader = fastload.Loader(train, s.batch_size, augment=fastload.Augment([*moves, *end]), seed=s.seed)
     test_loader = fastload.Loader(test, s.batch_size, augment=fastload.Augment(end), shuffle=False)
 
-    network = cifar10_quick(train.sample_shape[2], len(train.classes), relu=s.relu)
+    network = make_network(train.sample_shape[2], len(train.classes), relu=s.relu)
     name = f"quick, {'ReLU' if s.relu else 'no ReLU'}{', crop and mirror' if s.augment else ''}"
     trainer.fit(network, train_loader, test_loader, info={"model": name})
+
+
+def make_network(channels: int, classes: int, *, relu: bool) -> nn.Sequential:
+    """Return the network: three 5x5 convolutions for 32 pixels, each halving the side, and 1024-64-classes.
+
+    Without `relu` only the maxima of pooling keep it from being one linear map.
+    """
+    act = nn.ReLU if relu else nn.Identity
+
+    def conv(inputs: int, outputs: int) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, outputs, 5, padding=2), nn.MaxPool2d(2), act()]
+
+    return nn.Sequential(
+        *conv(channels, 32), *conv(32, 32), *conv(32, 64),
+        nn.Flatten(), nn.Linear(1024, 64), act(), nn.Linear(64, classes),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 import tyro
-from predict import open_checkpoint, view
+from whole_checkpoints import open_checkpoint, view
 
 import fastload
 from fastload import settings

@@ -58,22 +58,6 @@ def cnn_10_20(channels: int, classes: int) -> nn.Sequential:
     )  # fmt: skip
 
 
-def cifar10_quick(channels: int, classes: int, *, relu: bool) -> nn.Sequential:
-    """Return three 5x5 convolutions for 32 pixels, each halving the side, and 1024-64-classes.
-
-    Without `relu` only the maxima of pooling keep it from being one linear map.
-    """
-    act = nn.ReLU if relu else nn.Identity
-
-    def conv(inputs: int, outputs: int) -> list[nn.Module]:
-        return [nn.Conv2d(inputs, outputs, 5, padding=2), nn.MaxPool2d(2), act()]
-
-    return nn.Sequential(
-        *conv(channels, 32), *conv(32, 32), *conv(32, 64),
-        nn.Flatten(), nn.Linear(1024, 64), act(), nn.Linear(64, classes),
-    )  # fmt: skip
-
-
 def lenet(channels: int, classes: int) -> nn.Sequential:
     """Return LeNet-5 (LeCun et al., 1998) for 28 pixels, with ReLU and max pooling."""
     return nn.Sequential(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -18,25 +17,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cnn_food11
 import numpy as np
 import numpy.typing as npt
 import torch
-import torchvision.transforms.v2 as T
 import tyro
+from whole_checkpoints import open_checkpoint, view
 
-import fastload
 from fastload import settings
-from fastload.checkpoint import load_matching
 from fastload.decode import decode
 from fastload.devices import parse_device
-from fastload.errors import CheckpointError, ConfigError, DecodeError, printable
+from fastload.errors import ConfigError, DecodeError, printable
 from fastload.files import write_whole
 from fastload.sheet import contact_sheet
 from fastload.sources.scan import walk
 
 MOST_SHOWN = 24  # images on the contact sheet
-NEEDED = ("model", "classes", "display_names", "size", "crop", "mean", "std", "images")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,34 +112,6 @@ def batches(s: Settings, stored: dict[str, Any]) -> Iterator[tuple[list[str], to
                 print(f"left out: {printable(e)}", file=sys.stderr)
         if read:
             yield list(read), torch.from_numpy(np.stack(list(read.values())))
-
-
-def open_checkpoint(file: Path) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """Return a checkpoint's network with its weights, and what its JSON says of it."""
-    beside = file.with_suffix(".json")
-    try:
-        about = json.loads(beside.read_text(encoding="utf-8"))
-        if missing := [name for name in NEEDED if name not in about]:
-            raise KeyError(*missing)
-        # No other options: this file may be anybody's, and some of timm's open files or fetch them.
-        options = {name: about["options"][name] for name in ("img_size", "patch_size", "depth") if "options" in about}
-        network, _ = cnn_food11.make(about["model"], len(about["classes"]), about["size"], "none", **options)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise CheckpointError(
-            f"{printable(beside)} does not say what network {printable(file.name)} is ({type(e).__name__}: "
-            f"{printable(e)}); pass a checkpoint that a recipe for photographs wrote, its .json beside it."
-        ) from e
-    if skipped := load_matching(network, file).skipped:
-        raise CheckpointError(f"{printable(file)} has no {printable(skipped[0])}; pass a whole checkpoint.")
-    return network, about
-
-
-def view(about: dict[str, Any]) -> fastload.Augment:
-    """Return how a checkpoint's images were made ready in validation."""
-    return fastload.Augment([
-        T.Resize((about["size"],) * 2), T.CenterCrop(about["crop"]), T.ToImage(), T.ToDtype(torch.float32, scale=True),
-        T.Normalize(about["mean"], about["std"]),
-    ])  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -10,13 +10,15 @@ Not measured yet beyond the two epochs that transfer_ants_bees.py starts from; t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torchvision.transforms.v2 as T
 import tyro
+from sweep_flowers import sweep
+from transfer import MEAN, STD, head_of
 
 import fastload
 from fastload import settings
@@ -25,14 +27,6 @@ from fastload.placement import Kind
 from fastload.results import TrainResult
 from fastload.train import Phase
 from fastload.weights import build
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as pretrained weights expect
-# The notes' table, for ResNet-18 on 102 flowers: (size, epochs of each phase) -> accuracy and time of head and all.
-NOTES = {
-    (96, 10): {"head": "39.36% in 5m35s", "all": "76.77% in 5m38s"},
-    (256, 10): {"head": "87.16% in 13m01s", "all": "95.35% in 16m27s"},
-    (256, 30): {"head": "90.95% in 43m13s", "all": "95.11% in 46m20s"},
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,27 +65,10 @@ class Settings(fastload.TrainConfig):
 
 def main(s: Settings) -> None:
     """Train a network on photographs in two phases; with --sweep, make the notes' whole table."""
-    if not s.sweep:
+    if s.sweep:
+        sweep(s, train)
+    else:
         train(s)
-        return
-    stored = fastload.open_dataset(s.dataset).sample_shape[0]
-    lines = ["| size | epochs | phase | model | augmentation | weights | notes | ours |", "|---" * 8 + "|"]
-    for (size, epochs), theirs in NOTES.items():
-        if size > stored:
-            lines.append(f"| {size} | {epochs} | left out: {s.dataset.name} stores {stored} px |")
-            continue
-        output = s.output / f"{size}px-{epochs}epochs"
-        trainer, result, origin = train(replace(s, size=size, crop=None, epochs=epochs, output=output))
-        for phase, notes in theirs.items():
-            if ours := [e for e in result.epochs if e.phase == phase]:
-                accuracy, (minutes, seconds) = (
-                    max(e.accuracy or 0 for e in ours),
-                    divmod(sum(e.seconds for e in ours), 60),
-                )
-                cells = [size, len(ours), phase, s.model, s.augment, origin, notes]
-                lines.append(f"| {' | '.join(map(str, cells))} | {accuracy:.2%} in {minutes:.0f}m{seconds:02.0f}s |")
-    if trainer.is_main:
-        print("\n".join(lines))
 
 
 def train(s: Settings) -> tuple[fastload.Trainer, TrainResult, str]:
@@ -120,11 +97,6 @@ def train(s: Settings) -> tuple[fastload.Trainer, TrainResult, str]:
         "mean": MEAN, "std": STD, "batch_size": s.batch_size, "images": train.manifest.settings
     }  # fmt: skip
     return trainer, trainer.fit(network, *loaders(s.size, crop).values(), phases=tuple(phases), info=info), origin
-
-
-def head_of(network: torch.nn.Module) -> tuple[str, ...]:
-    """Return how the names of the head's parameters begin: the layer made last, called fc, head.fc or classifier."""
-    return (list(network.state_dict())[-1].rpartition(".")[0] + ".",)
 
 
 def transforms(name: str, size: int, crop: int) -> list[fastload.Augment]:

@@ -22,15 +22,13 @@ from pathlib import Path
 import torch
 import torchvision.transforms.v2 as T
 import tyro
-from resnet_flowers import head_of
+from transfer import MEAN, STD, head_of
 
 import fastload
 from fastload import settings
 from fastload.config import Optimizer, Schedule
 from fastload.train import Phase
 from fastload.weights import build
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as pretrained weights expect
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import torch
 
-from fastload.augment import philox
+from fastload.augment import Augment, philox
 
 SEED, EPOCH = 3, 4
 
@@ -64,3 +64,9 @@ def ks(a: np.ndarray, b: np.ndarray) -> float:
     grid = np.sort(np.concatenate([a, b]))
     cdfs = [np.searchsorted(np.sort(s), grid, side="right") / len(s) for s in (a, b)]
     return float(np.abs(cdfs[0] - cdfs[1]).max() / (1.95 * math.sqrt(1 / len(a) + 1 / len(b))))
+
+
+def augmented(transforms: object, images: torch.Tensor, **options: object) -> torch.Tensor:
+    made = Augment(transforms, **options).reference(images, seed=SEED, epoch=EPOCH)  # type: ignore[arg-type]
+    assert isinstance(made, torch.Tensor)
+    return made

@@ -67,6 +67,18 @@ def no_accelerate_left() -> Iterator[None]:
 
 
 @pytest.fixture
+def empty_memory() -> Iterator[None]:
+    """Nothing in fsspec's memory, before a test and after it."""
+    from tests.remote_help import Elsewhere, forget
+
+    forget()
+    Elsewhere.requests.clear()
+    yield
+    Elsewhere.failure = None
+    forget()
+
+
+@pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return write_folder(tmp_path / "insects")
 
@@ -103,9 +115,13 @@ def settles_at(most: int) -> bool:
 
 
 def launch(*words: object, timeout: float = 240, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run one of this Python's programs, or a script, from the repository's root."""
+    """Run one of this Python's programs, a script or a module of the tests, from the repository's root."""
     first, *rest = (str(w) for w in words)
-    program = [sys.executable, first] if first.endswith(".py") else [str(Path(sys.executable).parent / first)]
+    program = [str(Path(sys.executable).parent / first)]
+    if first.endswith(".py"):
+        program = [sys.executable, first]
+    elif first.startswith("tests."):
+        program = [sys.executable, "-m", first]
     return subprocess.run(
         [*program, *rest],
         cwd=ROOT,

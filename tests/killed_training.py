@@ -1,7 +1,4 @@
-"""Trains on DATASET once to the end, and again and again killed with -9 somewhere and resumed, all below SCRATCH.
-
-Every run is a process of its own. Prints as JSON, by run: how often it was killed, and what its epochs say.
-"""
+"""Trains once to the end, and again and again killed with -9 somewhere and resumed; every run is a forked process."""
 
 import json
 import os
@@ -9,13 +6,10 @@ import signal
 import sys
 from pathlib import Path
 
-import timm  # noqa: F401 - once, and not in every process
 import torch
 
 from fastload import Augment, Loader, TrainConfig, Trainer, open_dataset
 from fastload.train import Phase
-
-dataset, scratch = (Path(a) for a in sys.argv[1:])
 
 
 class Network(torch.nn.Module):
@@ -31,7 +25,7 @@ class Network(torch.nn.Module):
         return self.head(self.drop(self.body(images).mean((2, 3))))
 
 
-def train(output: Path, resume: bool, kill_at_batch: int | None, kill_at_rename: int | None) -> None:
+def train(dataset: Path, output: Path, resume: bool, kill_at_batch: int | None, kill_at_rename: int | None) -> None:
     count = 0
 
     def at_rename(event: str, args: tuple[object, ...]) -> None:
@@ -63,14 +57,16 @@ def train(output: Path, resume: bool, kill_at_batch: int | None, kill_at_rename:
     trainer.fit(model, loader, valid, phases=phases)
 
 
-def run(output: Path, resume: bool, kill_at_batch: int | None = None, kill_at_rename: int | None = None) -> bool:
+def run(
+    dataset: Path, output: Path, *, resume: bool, kill_at_batch: int | None = None, kill_at_rename: int | None = None
+) -> bool:
     """Train in a process of its own; return whether it was killed."""
     pid = os.fork()
     if pid == 0:
         status = 1
         try:
             os.dup2(2, 1)  # standard output is for the JSON
-            train(output, resume, kill_at_batch, kill_at_rename)
+            train(dataset, output, resume, kill_at_batch, kill_at_rename)
             status = 0
         finally:
             os._exit(status)
@@ -79,23 +75,24 @@ def run(output: Path, resume: bool, kill_at_batch: int | None = None, kill_at_re
     return os.WIFSIGNALED(status)
 
 
-outcomes: dict[str, dict[str, object]] = {}
-
-
-def say(output: Path, kills: int) -> None:
+def outcome(output: Path, kills: int) -> dict[str, object]:
     result = json.loads((output / "result.json").read_text())
     figures = [[e["train_loss"], e["valid_loss"], e["accuracy"], e["lr"]] for e in result["epochs"]]
-    outcomes[output.name] = {"kills": kills, "figures": figures, "best": result["best"]["epoch"]}
+    return {"kills": kills, "figures": figures, "best": result["best"]["epoch"]}
 
 
-say(scratch / "whole", int(run(scratch / "whole", False)))
 # In the first epoch before anything was saved; within a window of accumulated batches; between the files that the end
 # of an epoch writes, at the change of phases and later; in the second phase.
-kills = [{"kill_at_batch": 1}, {"kill_at_batch": 3}, {"kill_at_rename": 3}, {"kill_at_batch": 3}, {"kill_at_rename": 5}]
-done = [run(scratch / "killed", True, **kill) for kill in kills]
-assert not run(scratch / "killed", True)
-say(scratch / "killed", sum(done))
-written = (scratch / "killed" / "result.json").read_bytes()
-assert not run(scratch / "killed", True)  # one that has ended stays as it is
-assert (scratch / "killed" / "result.json").read_bytes() == written
-print(json.dumps(outcomes))
+KILLS = [{"kill_at_batch": 1}, {"kill_at_batch": 3}, {"kill_at_rename": 3}, {"kill_at_batch": 3}, {"kill_at_rename": 5}]
+
+
+def train_and_kill(dataset: Path, scratch: Path) -> dict[str, dict[str, object]]:
+    """Return, by run: how often it was killed, and what its epochs say."""
+    whole = outcome(scratch / "whole", int(run(dataset, scratch / "whole", resume=False)))
+    done = [run(dataset, scratch / "killed", resume=True, **kill) for kill in KILLS]
+    assert not run(dataset, scratch / "killed", resume=True)
+    killed = outcome(scratch / "killed", sum(done))
+    written = (scratch / "killed" / "result.json").read_bytes()
+    assert not run(dataset, scratch / "killed", resume=True)  # one that has ended stays as it is
+    assert (scratch / "killed" / "result.json").read_bytes() == written
+    return {"whole": whole, "killed": killed}

@@ -14,13 +14,9 @@ from fastload.augment.arithmetic import HostNumbers, Keys, below
 from fastload.augment.plan import Pass
 from fastload.augment.spec import parse, plan
 from fastload.errors import TransformError
+from tests.augment_help import batch
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-def batch(num_images: int, height: int, width: int, channels: int = 3) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(num_images * height + width)
-    return torch.randint(0, 256, (num_images, height, width, channels), dtype=torch.uint8, generator=generator)
 
 
 def assert_close(got: torch.Tensor, expected: torch.Tensor, atol: float = 2e-4) -> None:

@@ -9,7 +9,8 @@ import torch
 from fastload import Augment, Loader, convert, open_dataset
 from fastload.conversion_tables import convert_table
 from fastload.errors import ConfigError, DatasetError, SourceError
-from fastload.formats.resident import find_damage, read_manifest
+from fastload.formats.manifest import read_manifest
+from fastload.formats.resident import find_damage
 from fastload.output import Output
 from fastload.sources import detect, read_table
 from tests.conftest import SHARED, write_folder

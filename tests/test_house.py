@@ -12,7 +12,19 @@ import fastload
 from tests.conftest import ROOT
 
 FLOORS = {
-    0: ["records", "errors", "files", "places", "shares", "resharding", "devices", "memory", "recycling", "together"],
+    0: [
+        "records",
+        "errors",
+        "files",
+        "places",
+        "urls",
+        "shares",
+        "resharding",
+        "devices",
+        "memory",
+        "recycling",
+        "together",
+    ],
     1: ["decode", "placement", "output", "pool", "stores", "sheet", "sources", "formats", "augment", "profiling"],
     2: [
         "conversion",
@@ -40,7 +52,7 @@ FLOORS = {
         "gain",
         "profiler",
     ],
-    4: ["cli", "doctor"],
+    4: ["cli", "converting", "options", "doctor"],
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 # One room in several files.
@@ -50,12 +62,57 @@ SAME_FLOOR = {
     *(("phases", room) for room in ("config", "optim", "resuming", "tracking")),
     *((room, "config") for room in ("evaluation", "optim", "results", "resuming", "settings", "tracking")),
     ("resuming", "checkpoint"), ("resuming", "results"), ("resuming", "settings"), ("tracking", "results"),
-    ("weights", "checkpoint"), ("profiler", "gain"), ("cli", "doctor"),
+    ("weights", "checkpoint"), ("profiler", "gain"), ("cli", "doctor"), ("cli", "options"), ("cli", "converting"),
     ("conversion", "filling"), ("conversion", "plan"), ("filling", "plan"),
     ("conversion_ffcv", "conversion"), ("conversion_tables", "conversion"), ("conversion_tables", "plan"),
     ("conversion", "conversion_tables"), ("conversion", "conversion_dask"), ("conversion_dask", "filling"),
-    ("conversion_dask", "plan"), ("files", "places"), ("records", "places"),
+    ("conversion_dask", "plan"), ("files", "places"), ("files", "urls"), ("records", "places"), ("places", "urls"),
     ("resharding", "shares"), ("loader", "storing"), ("loader", "cut"), ("storing", "cut"),
+}  # fmt: skip
+
+
+# Every command with its flags and arguments: the frozen surface, as `fastload.__all__` is.
+FLAGS = {
+    "convert": [
+        "--allow-outside", "--class-names", "--dask", "--download", "--dry-run", "--fit", "--format",
+        "--label-column", "--layout", "--max-pixels", "--max-resolution", "--mode", "--on-bad", "--path-column",
+        "--quality", "--regression", "--root", "--seed", "--size", "--split", "--target", "--task", "--workers",
+        "out", "source",
+    ],
+    "merge": ["dataset"],
+    "info": ["dataset"],
+    "verify": ["dataset"],
+    "show": ["--augment", "--out", "--seed", "--split", "dataset"],
+    "weights": ["--out", "-o", "name"],
+    "doctor": [],
+}  # fmt: skip
+BENCH_FLAGS = {
+    "gpu-util": [
+        "--assume-gpu-rate", "--batch-size", "--device", "--html", "--images", "--json", "--loader", "--model",
+        "--png", "--precision", "--size", "--steps", "--workers", "data",
+    ],
+    "training": [
+        "--batch-size", "--crop", "--epochs", "--json", "--lr", "--model", "--precision", "--seeds", "--size",
+        "--workers", "folder",
+    ],
+    "compare": ["--html", "after", "before"],
+    "loader": [
+        "--batch-size", "--crop", "--images", "--json", "--rounds", "--size", "--store", "--threads",
+        "--workers", "folder",
+    ],
+    "memory": ["--batch-size", "--epochs", "--json", "--size", "--store", "folder"],
+    "growth": ["--batch-size", "--json", "--rounds", "--thousands"],
+    "convert": [
+        "--count", "--json", "--made", "--repeat", "--rounds", "--size", "--slow-images", "--workers", "folder",
+    ],
+    "augment": ["--batch-size", "--device", "--json", "--rounds", "--size", "--store"],
+    "truth": ["--json", "--only", "--step-ms", "--steps"],
+    "figures": ["--check"],
+}  # fmt: skip
+
+# What a reader can hold at once: (lines of a file, lines of a function without its docstring), by folder or file.
+MOST_LINES = {
+    "fastload": (400, 50), "bench": (400, 50), "tests": (400, 50), "recipes": (120, 40), "fastload/train.py": (250, 50),
 }  # fmt: skip
 
 
@@ -123,82 +180,8 @@ def test_the_commands_and_their_flags_are_these() -> None:
     from bench.cli import app as bench_app
     from fastload.cli import app
 
-    # fmt: off
-    assert flags(app) == {
-        "convert": [
-            "--allow-outside", "--class-names", "--dask", "--download", "--dry-run", "--fit", "--format",
-            "--label-column", "--layout", "--max-pixels", "--max-resolution", "--mode", "--on-bad", "--path-column",
-            "--quality", "--regression", "--root", "--seed", "--size", "--split", "--target", "--task", "--workers",
-            "out", "source",
-        ],
-        "merge": ["dataset"],
-        "info": ["dataset"],
-        "verify": ["dataset"],
-        "show": ["--augment", "--out", "--seed", "--split", "dataset"],
-        "weights": ["--out", "-o", "name"],
-        "doctor": [],
-    }
-    # fmt: on
-    assert flags(bench_app) == {
-        "gpu-util": [
-            "--assume-gpu-rate",
-            "--batch-size",
-            "--device",
-            "--html",
-            "--images",
-            "--json",
-            "--loader",
-            "--model",
-            "--png",
-            "--precision",
-            "--size",
-            "--steps",
-            "--workers",
-            "data",
-        ],
-        "training": [
-            "--batch-size",
-            "--crop",
-            "--epochs",
-            "--json",
-            "--lr",
-            "--model",
-            "--precision",
-            "--seeds",
-            "--size",
-            "--workers",
-            "folder",
-        ],
-        "compare": ["--html", "after", "before"],
-        "loader": [
-            "--batch-size",
-            "--crop",
-            "--images",
-            "--json",
-            "--rounds",
-            "--size",
-            "--store",
-            "--threads",
-            "--workers",
-            "folder",
-        ],
-        "memory": ["--batch-size", "--epochs", "--json", "--size", "--store", "folder"],
-        "growth": ["--batch-size", "--json", "--rounds", "--thousands"],
-        "convert": [
-            "--count",
-            "--json",
-            "--made",
-            "--repeat",
-            "--rounds",
-            "--size",
-            "--slow-images",
-            "--workers",
-            "folder",
-        ],
-        "augment": ["--batch-size", "--device", "--json", "--rounds", "--size", "--store"],
-        "truth": ["--json", "--only", "--step-ms", "--steps"],
-        "figures": ["--check"],
-    }  # fmt: skip
+    assert flags(app) == FLAGS
+    assert flags(bench_app) == BENCH_FLAGS
 
 
 def tracked() -> list[Path]:
@@ -223,6 +206,28 @@ def test_the_tree_names_no_machine_and_no_package_host() -> None:
             continue
         found = forbidden.search(text)
         assert not found, f"{file.relative_to(ROOT)}: {found and found[0]}"
+
+
+def num_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Count the lines of a function without those of its docstring."""
+    first = function.body[0] if ast.get_docstring(function) else None
+    documented = first.end_lineno - first.lineno + 1 if first else 0
+    return function.end_lineno - function.lineno + 1 - documented
+
+
+def test_no_file_and_no_function_is_too_long() -> None:
+    wrong = []
+    for file in tracked():
+        name = file.relative_to(ROOT).as_posix()
+        most = MOST_LINES.get(name) or MOST_LINES.get(name.partition("/")[0])
+        if file.suffix != ".py" or most is None:
+            continue
+        text = file.read_text()
+        if text.count("\n") > most[0]:
+            wrong.append(f"{name}: {text.count(chr(10))} lines")
+        functions = (n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
+        wrong += [f"{name}: {f.name}, {num_lines(f)} lines" for f in functions if num_lines(f) > most[1]]
+    assert not wrong
 
 
 def test_nothing_is_pickled() -> None:

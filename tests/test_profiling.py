@@ -4,15 +4,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from bench.truth import busy
 from fastload import profile
 from fastload.profiling import WaitMeter
 from fastload.profiling.verdict import efficiency, headspace, judge
-
-
-def busy(seconds: float) -> None:
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        pass
 
 
 def loader(num_batches: int, seconds: float) -> Iterator[torch.Tensor]:

@@ -25,8 +25,11 @@ import cnn_food11
 import ensemble
 import predict
 import resnet_flowers
+import sweep_flowers
+import transfer
 import transfer_ants_bees
 import vit_flowers
+import whole_checkpoints
 
 pytestmark = pytest.mark.usefixtures("no_accelerate_left")
 README = ROOT / "recipes" / "README.md"
@@ -78,7 +81,7 @@ def result_of(output: Path) -> dict[str, Any]:
 def test_the_head_of_the_notes_networks_is_found(model: str, head: str) -> None:
     with torch.device("meta"):  # shapes without memory
         network, _ = build(model, 5, "none")
-    (found,) = resnet_flowers.head_of(network)
+    (found,) = transfer.head_of(network)
     assert found == head
     assert {len(p) for name, p in network.named_parameters() if name.startswith(head)} == {5}
 
@@ -107,7 +110,7 @@ def test_the_sweep_prints_the_notes_table_with_ours_beside_it(
     insects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        resnet_flowers, "NOTES",
+        sweep_flowers, "NOTES",
         {(SIZE, 1): {"head": "39% in 5m", "all": "76% in 6m"}, (256, 1): {"head": "87% in 13m", "all": "95% in 16m"}},
     )  # fmt: skip
     s = resnet_flowers.Settings(
@@ -175,8 +178,8 @@ def test_ants_and_bees_from_a_weights_file(insects: Path, trained: Path, tmp_pat
     result = result_of(tmp_path / "run")
     assert [e["phase"] for e in result["epochs"]] == ["head" if frozen else "all"]
     assert "fc" in result["weights"], "three classes there, two here: the head is new"
-    before, _ = predict.open_checkpoint(trained)
-    after, _ = predict.open_checkpoint(tmp_path / "run" / "last.safetensors")
+    before, _ = whole_checkpoints.open_checkpoint(trained)
+    after, _ = whole_checkpoints.open_checkpoint(tmp_path / "run" / "last.safetensors")
     same = [
         torch.equal(a, b)
         for (name, a), (_, b) in zip(before.named_parameters(), after.named_parameters(), strict=True)
@@ -191,8 +194,8 @@ def test_ants_and_bees_from_a_weights_file(insects: Path, trained: Path, tmp_pat
 def test_a_vision_transformer(insects: Path, tmp_path: Path) -> None:
     s = vit_flowers.Settings(dataset=insects, size=32, patch_size=16, depth=1, output=tmp_path / "run", **FEW)
     vit_flowers.main(s)
-    network, about = predict.open_checkpoint(tmp_path / "run" / "best.safetensors")
-    assert network(predict.view(about)(torch.zeros(2, SIZE, SIZE, 3, dtype=torch.uint8))).shape == (2, 3)
+    network, about = whole_checkpoints.open_checkpoint(tmp_path / "run" / "best.safetensors")
+    assert network(whole_checkpoints.view(about)(torch.zeros(2, SIZE, SIZE, 3, dtype=torch.uint8))).shape == (2, 3)
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +267,7 @@ def test_a_validation_image_gets_the_probabilities_that_it_got_in_validation(
     assert {row["class1"] for row in rows} <= {"honey bee", "red ant", "wasp"}, "names for people"
 
     # In the dataset the same images lie in another order; samples.csv says which is which.
-    network, about = predict.open_checkpoint(trained)
+    network, about = whole_checkpoints.open_checkpoint(trained)
     valid = open_dataset(insects, "valid")
     trainer = Trainer(TrainConfig(device="cpu", output=tmp_path / "none"))
     outputs, _ = trainer.predict(network, fastload_loader(valid, about))
@@ -278,7 +281,7 @@ def test_a_validation_image_gets_the_probabilities_that_it_got_in_validation(
 
 
 def fastload_loader(dataset: Any, about: dict[str, Any]) -> Loader:
-    return Loader(dataset, 4, augment=predict.view(about), shuffle=False)
+    return Loader(dataset, 4, augment=whole_checkpoints.view(about), shuffle=False)
 
 
 def paths_of(dataset: Path, split: str) -> list[str]:
@@ -314,7 +317,7 @@ def test_a_checkpoint_that_does_not_say_what_it_is(trained: Path, tmp_path: Path
     if wrong is not None:
         (tmp_path / "a.json").write_text(wrong)
     with pytest.raises(CheckpointError, match="a recipe for photographs wrote"):
-        predict.open_checkpoint(tmp_path / "a.safetensors")
+        whole_checkpoints.open_checkpoint(tmp_path / "a.safetensors")
 
 
 # --- ensemble ---
@@ -327,8 +330,8 @@ def test_votes_weigh_probabilities(food: Path, cooks: list[Path], tmp_path: Path
     valid = open_dataset(food, "valid")
     p = []
     for file in cooks:
-        network, about = predict.open_checkpoint(file)
-        images = predict.view(about)(torch.stack([image for image, _ in valid]))
+        network, about = whole_checkpoints.open_checkpoint(file)
+        images = whole_checkpoints.view(about)(torch.stack([image for image, _ in valid]))
         p.append(network.eval()(images).softmax(1))
     accuracies = [(x.argmax(1) == valid.labels).float().mean().item() for x in (*p, p[0] / 4 + 3 * p[1] / 4)]
     assert [row["accuracy"] for row in got["members"]] == pytest.approx(accuracies[:2])
@@ -347,9 +350,9 @@ def test_mirrored_images_vote_too(food: Path, cooks: list[Path], tmp_path: Path)
         dataset=food, checkpoints=(cooks[1],), tta=True, device="cpu", result=tmp_path / "result.json"
     )
     ensemble.main(s)
-    network, about = predict.open_checkpoint(cooks[1])
+    network, about = whole_checkpoints.open_checkpoint(cooks[1])
     valid = open_dataset(food, "valid")
-    images = predict.view(about)(torch.stack([image for image, _ in valid]))
+    images = whole_checkpoints.view(about)(torch.stack([image for image, _ in valid]))
     outputs = network.eval()(images) + network(images.flip(3))
     accuracy = (outputs.argmax(1) == valid.labels).float().mean().item()
     assert json.loads((tmp_path / "result.json").read_text())["accuracy"] == pytest.approx(accuracy)
@@ -359,7 +362,9 @@ def test_mirrored_images_vote_too(food: Path, cooks: list[Path], tmp_path: Path)
 
 
 def test_every_command_that_is_named_is_one() -> None:
-    no_settings = ("demo", "demo_images", "models", "several")
+    no_settings = (
+        "demo", "demo_images", "models", "several", "speed_network", "sweep_flowers", "transfer", "whole_checkpoints",
+    )  # fmt: skip
     files = [file for file in (ROOT / "recipes").glob("*.py") if file.stem not in no_settings]
     found = set()
     for file in (*files, README):

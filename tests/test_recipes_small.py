@@ -114,11 +114,11 @@ def test_cifar10_quick(recipe, colours: Path, tmp_path: Path, more: dict[str, An
 
 
 def test_without_relu_the_quick_network_is_the_notes(recipe) -> None:  # type: ignore[no-untyped-def]
-    models = recipe("models")
-    kinds = [type(layer).__name__ for layer in models.cifar10_quick(3, 10, relu=False).modules()]
+    module = recipe("cifar10_quick")
+    kinds = [type(layer).__name__ for layer in module.make_network(3, 10, relu=False).modules()]
     assert "ReLU" not in kinds
     assert sum(kind == "Conv2d" for kind in kinds) == 3
-    assert sum(p.numel() for p in models.cifar10_quick(3, 10, relu=False).parameters()) == 145_578
+    assert sum(p.numel() for p in module.make_network(3, 10, relu=False).parameters()) == 145_578
 
 
 def test_cifar10_speed_trains_twice_with_seeds_of_their_own(recipe, colours: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]

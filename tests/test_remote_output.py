@@ -13,7 +13,8 @@ from fastload.conversion import merge
 from fastload.conversion_ffcv import convert_to_ffcv
 from fastload.errors import ConfigError, DatasetError, DecodeError
 from fastload.files import write_whole
-from fastload.formats.resident import find_damage, read_manifest, read_shard_metadata
+from fastload.formats.manifest import read_manifest
+from fastload.formats.resident import find_damage, read_shard_metadata
 from fastload.places import as_place, files_in
 from tests.conftest import write_image
 from tests.remote_help import forget, to_memory

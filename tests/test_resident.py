@@ -9,7 +9,8 @@ import torch
 
 from fastload import open_dataset
 from fastload.errors import DatasetError
-from fastload.formats.resident import find_damage, read_manifest
+from fastload.formats.manifest import read_manifest
+from fastload.formats.resident import find_damage
 
 
 @pytest.fixture

@@ -18,28 +18,35 @@ from tests.train_ranks import network
 pytestmark = pytest.mark.usefixtures("no_accelerate_left")
 
 
-@pytest.mark.processes
-def test_a_killed_run_goes_on_to_the_very_same_weights(dataset: Path, tmp_path: Path) -> None:
-    done = launch("tests/killed_training.py", dataset, tmp_path)
+@pytest.fixture(scope="module")
+def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, object]]]:
+    """Where the runs lie, `alone` and in two `ranks`, and what those alone came to."""
+    out = tmp_path_factory.mktemp("trained")
+    done = launch("tests.forked_training", dataset, out, timeout=280)  # of two tests
     assert done.returncode == 0, done.stderr
-    outcomes = json.loads(done.stdout)
-    assert outcomes["killed"].pop("kills") == 5
-    assert outcomes["whole"].pop("kills") == 0
-    assert outcomes["killed"] == outcomes["whole"]
+    return out, json.loads(done.stdout)
+
+
+@pytest.mark.processes
+def test_a_killed_run_goes_on_to_the_very_same_weights(trained: tuple[Path, dict[str, dict[str, object]]]) -> None:
+    out, outcomes = trained
+    killed, whole = dict(outcomes["killed"]), dict(outcomes["whole"])
+    assert killed.pop("kills") == 5
+    assert whole.pop("kills") == 0
+    assert killed == whole
     for name in ("last", "best"):
-        killed, whole = ((tmp_path / run / f"{name}.safetensors").read_bytes() for run in ("killed", "whole"))
-        assert killed == whole
+        one, other = ((out / "alone" / run / f"{name}.safetensors").read_bytes() for run in ("killed", "whole"))
+        assert one == other
     # What trains in the end moved; the head alone did in the first phase.
-    assert len(outcomes["whole"]["figures"]) == 3
+    assert len(whole["figures"]) == 3
 
 
 @pytest.mark.processes
 def test_two_ranks_stay_the_same_when_layers_unfreeze_and_count_every_sample_once(
-    dataset: Path, tmp_path: Path
+    dataset: Path, trained: tuple[Path, dict[str, dict[str, object]]], tmp_path: Path
 ) -> None:
-    done = launch("tests/train_ranks.py", dataset, tmp_path)
-    assert done.returncode == 0, done.stderr
-    mine, theirs = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
+    ranks = trained[0] / "ranks"
+    mine, theirs = (load_file(ranks / f"{rank}.safetensors") for rank in range(2))
     assert mine.keys() == theirs.keys()
     for name, tensor in mine.items():
         assert torch.equal(tensor, theirs[name]), name
@@ -54,7 +61,7 @@ def test_two_ranks_stay_the_same_when_layers_unfreeze_and_count_every_sample_onc
     found = trainer.evaluate(model, loader)
     assert mine["figures"].tolist() == pytest.approx([found.loss, found.accuracy, 7], abs=1e-6)
     assert torch.equal(mine["confusion"], found.confusion)
-    last = [(tmp_path / run / "last.safetensors").read_bytes() for run in ("whole", "stopped")]
+    last = [(ranks / run / "last.safetensors").read_bytes() for run in ("whole", "stopped")]
     assert last[0] == last[1]
 
 

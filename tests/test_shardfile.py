@@ -13,7 +13,8 @@ from fastload.errors import DatasetError
 from fastload.files import Draft, draft_path, write_at
 from fastload.formats.resident import read_shard_metadata
 from fastload.formats.shardfile import Rows, memory_file, publish, send, write_shard
-from fastload.places import Url, as_place
+from fastload.places import as_place
+from fastload.urls import Url
 
 SHAPE = (3, 5, 3)
 

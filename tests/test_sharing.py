@@ -2,20 +2,26 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.conftest import launch
 
 
+@pytest.fixture(scope="module")
+def seen_by_ranks(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
+    """What each of two ranks, and each of three, saw."""
+    out = tmp_path_factory.mktemp("sharing")
+    done = launch("tests.sharing_ranks", dataset, out)
+    assert done.returncode == 0, done.stderr
+    return {n: [json.loads((out / str(n) / f"{rank}.json").read_text()) for rank in range(n)] for n in (2, 3)}
+
+
 @pytest.mark.processes
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_ranks_share_memory_and_swap_samples(dataset: Path, tmp_path: Path, world_size: int) -> None:
-    done = launch(
-        "torchrun", "--standalone", "--nproc_per_node", world_size, "tests/sharing_ranks.py", dataset, tmp_path
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(world_size)]
+def test_ranks_share_memory_and_swap_samples(seen_by_ranks: dict[int, list[dict[str, Any]]], world_size: int) -> None:
+    ranks = seen_by_ranks[world_size]
     for found in ranks:
         assert found["host_pixels"]
         assert found["evaluation_pixels"]

@@ -1,3 +1,5 @@
+"""The Trainer: what it learns, keeps and writes, alone on a CPU; test_resuming has its processes."""
+
 import json
 import math
 from pathlib import Path
@@ -11,9 +13,9 @@ from safetensors.torch import load_file
 
 from fastload import Augment, Loader, TrainConfig, Trainer, convert, open_dataset
 from fastload.augment import MixUp
-from fastload.checkpoint import load_matching, load_weights, save_checkpoint
+from fastload.checkpoint import load_matching
 from fastload.config import Loss
-from fastload.errors import CheckpointError, ConfigError, TrainError
+from fastload.errors import ConfigError, TrainError
 from fastload.evaluation import Totals, draw_confusion, write_confusion
 from fastload.optim import make_optimizer, make_scheduler
 from fastload.train import Phase
@@ -365,42 +367,6 @@ def test_norms_and_biases_do_not_decay() -> None:
 def test_wrong_settings_are_refused_when_made(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         TrainConfig(**wrong)  # type: ignore[arg-type]
-
-
-# --- checkpoints ---
-
-
-def test_weights_of_another_head_load_without_it(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "a.safetensors", network(7), {})
-    model = network(3)
-    with torch.no_grad():
-        model[0].weight.zero_()  # type: ignore[union-attr, operator]
-    matched = load_matching(model, tmp_path / "a.safetensors")
-    assert matched.skipped == ("5.weight", "5.bias")
-    assert model[0].weight.abs().sum() > 0  # type: ignore[union-attr, operator, index]
-
-
-def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "a.safetensors", torch.nn.Linear(4, 4), {})
-    with pytest.raises(CheckpointError, match="another model"):
-        load_matching(network(), tmp_path / "a.safetensors")
-
-
-def test_a_pth_file_with_a_state_dict_and_nothing_else(tmp_path: Path) -> None:
-    torch.save(network().state_dict(), tmp_path / "a.pth")
-    assert load_matching(network(), tmp_path / "a.pth").skipped == ()
-    torch.save(network(), tmp_path / "model.pth")  # a pickled module: code
-    for name, content in (("no.pth", b"x"), ("no.safetensors", b"x" * 20)):
-        (tmp_path / name).write_bytes(content)
-    for name in ("model.pth", "no.pth", "no.safetensors", "missing.pth"):
-        with pytest.raises(CheckpointError):
-            load_weights(tmp_path / name)
-
-
-def test_a_checkpoint_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="cannot be written"):
-        save_checkpoint(tmp_path / "file" / "a.safetensors", network(), {})
 
 
 @pytest.mark.parametrize("has_them", [True, False])

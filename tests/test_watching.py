@@ -377,19 +377,9 @@ def test_a_report_that_cannot_be_made_or_written_leaves_the_exit_code(
 
 @pytest.mark.processes
 def test_ctrl_c_reaches_the_script_once_and_the_report_so_far_is_given(tmp_path: Path) -> None:
-    words = [
-        "-m",
-        "bench.cli",
-        "gpu-util",
-        "--json",
-        str(tmp_path / "a.json"),
-        "--",
-        sys.executable,
-        str(SCRIPT),
-        "slow",
-    ]
+    words = ["-m", "bench.cli", "gpu-util", "--json", tmp_path / "a.json", "--", sys.executable, SCRIPT, "slow"]
     process = subprocess.Popen(
-        [sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, *map(str, words)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "going\n"

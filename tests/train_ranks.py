@@ -1,15 +1,10 @@
-"""Two ranks train on DATASET in phases, once straight and once interrupted, and predict.
+"""Two ranks train in phases, once straight and once interrupted, and predict.
 
-Each writes what it found to OUT/RANK.safetensors: weights after training, outputs, labels and figures.
+Each writes what it found to RANK.safetensors: weights after training, outputs, labels and figures.
 """
 
-import os
-import socket
-import sys
-import traceback
 from pathlib import Path
 
-import timm  # noqa: F401 - once, and not in every process
 import torch
 from safetensors.torch import save_file
 
@@ -30,11 +25,13 @@ def network() -> torch.nn.Module:
     )  # fmt: skip
 
 
-def loader(split: str, batch_size: int) -> Loader:
+def loader(dataset: Path, split: str, batch_size: int) -> Loader:
     return Loader(open_dataset(dataset, split), batch_size, augment=Augment([]), shuffle=split == "train")
 
 
-def fit(output: Path, *, stop_at: int | None = None, resume: bool = False) -> tuple[Trainer, torch.nn.Module]:
+def fit(
+    dataset: Path, output: Path, *, stop_at: int | None = None, resume: bool = False
+) -> tuple[Trainer, torch.nn.Module]:
     trainer = Trainer(TrainConfig(
         device="cpu", output=output, lr=0.05, optimizer="sgd", ema=0.9, save_every_steps=1, resume=resume,
         clip_grad_norm=5.0, log_with=None, max_steps=99,
@@ -49,28 +46,27 @@ def fit(output: Path, *, stop_at: int | None = None, resume: bool = False) -> tu
 
     model.register_forward_pre_hook(at_batch)
     phases = [Phase("head", 1, trainable=("6",)), Phase("all", 2)]
-    trainer.fit(model, loader("train", 2), loader("valid", 2), phases=phases)
+    trainer.fit(model, loader(dataset, "train", 2), loader(dataset, "valid", 2), phases=phases)
     return trainer, model
 
 
-def one_rank(rank: int) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+def one_rank(rank: int, dataset: Path, out: Path) -> None:
     try:
-        fit(out / "stopped", stop_at=6)
+        fit(dataset, out / "stopped", stop_at=6)
         raise AssertionError
     except StopHereError:
         pass
-    fit(out / "stopped", resume=True)
+    fit(dataset, out / "stopped", resume=True)
     try:
         Trainer(TrainConfig(device="cpu", sync_batchnorm=True))
         raise AssertionError
     except ConfigError:
         pass
-    trainer, model = fit(out / "whole")
+    trainer, model = fit(dataset, out / "whole")
     assert trainer.accelerator.num_processes == 2
     found = {}
-    found["outputs"], found["labels"] = trainer.predict(model, loader("valid", 2))
-    evaluation = trainer.evaluate(model, loader("valid", 3))
+    found["outputs"], found["labels"] = trainer.predict(model, loader(dataset, "valid", 2))
+    evaluation = trainer.evaluate(model, loader(dataset, "valid", 3))
     assert evaluation.accuracy is not None
     assert evaluation.confusion is not None
     found["figures"] = torch.tensor([evaluation.loss, evaluation.accuracy, evaluation.num_samples])
@@ -80,31 +76,3 @@ def one_rank(rank: int) -> None:
               out / f"{rank}.safetensors")  # fmt: skip
     trainer.accelerator.wait_for_everyone()
     torch.distributed.destroy_process_group()
-
-
-def both_ranks() -> bool:
-    """Run two processes; return whether one of them failed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    # Forked: one process imports everything. The variables of a rank are set before Accelerate looks for them.
-    children = []
-    for rank in range(2):
-        if (pid := os.fork()) == 0:
-            status = 1
-            try:
-                one_rank(rank)
-                status = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                os._exit(status)
-        children.append(pid)
-    statuses = [os.waitpid(pid, 0)[1] for pid in children]
-    return any(statuses)
-
-
-if __name__ == "__main__":
-    dataset, out = (Path(a) for a in sys.argv[1:])
-    sys.exit(both_ranks())

@@ -7,9 +7,11 @@ from typing import Any, overload
 
 from fastload.errors import DatasetError, printable
 from fastload.formats.ffcv import Beton, find_beton_damage, open_beton
+from fastload.formats.manifest import MANIFEST_NAME, read_manifest
 from fastload.formats.mapstyle import MapDataset, open_folder
-from fastload.formats.resident import MANIFEST_NAME, Dataset, find_damage, read_manifest
-from fastload.places import Url, as_place
+from fastload.formats.resident import Dataset, find_damage
+from fastload.places import as_place
+from fastload.urls import Url
 
 # What Loader serves. All have len, [i], labels, classes, split, digest, is_table, is_regression and sample_shape.
 AnyDataset = Dataset | Beton | MapDataset

@@ -25,8 +25,9 @@ import numpy.typing as npt
 
 from fastload.errors import DatasetError, printable
 from fastload.files import Draft, Part, blocks_of, write_at, write_whole
-from fastload.formats.resident import DTYPES
-from fastload.places import Place, Url
+from fastload.formats.manifest import DTYPES
+from fastload.places import Place
+from fastload.urls import Url
 
 # Images begin at a multiple of it in the file: a page, so that mapped shards share no page with the header.
 _ALIGNMENT = 4096

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastload.errors import ConfigError, SourceError, printable
-from fastload.places import Place, Url, as_place, fresh_listings, is_url
+from fastload.places import Place, as_place, fresh_listings
 from fastload.records import UNLABELLED, Source
 from fastload.sources import lists, tables
 from fastload.sources.filenames import looks_like_file_names, read_file_names
@@ -23,6 +23,7 @@ from fastload.sources.sidecars import looks_like_sidecars, read_sidecars
 from fastload.sources.splits import cut_splits
 from fastload.sources.tables import Table, describe_table, is_packed_table, read_table
 from fastload.sources.webdataset import read_webdataset
+from fastload.urls import Url, is_url
 
 __all__ = ["LAYOUTS", "Table", "cut_splits", "describe", "describe_table", "detect", "is_packed_table",
            "read_table", "remarks"]  # fmt: skip

@@ -59,13 +59,7 @@ def read_class_folders(root: Place) -> Source:
     if not splits and len(classes) == 1 and split_folders(root / classes[0]):
         inner = printable(root / classes[0])
         raise SourceError(f"{inner} holds split folders, so it is no class; convert {inner} itself.")
-    notes = []
-    if unread:
-        notes.append(
-            f"images in formats that are not read, left out: {len(unread):,} (first: {printable(unread[0])}); "
-            "save them as JPEG or PNG"
-        )
-    notes += _inner_folders(root, found) if len(classes) == 1 else []
+    notes = [*_left_out(unread), *(_inner_folders(root, found) if len(classes) == 1 else [])]
     if empty:
         notes.append(f"folders without images, so no classes: {len(empty):,} (first: {printable(empty[0])})")
     if beside:
@@ -83,6 +77,16 @@ def read_class_folders(root: Place) -> Source:
         num_ignored=num_ignored + len(beside),
         notes=tuple(notes),
     )
+
+
+def _left_out(unread: list[str]) -> list[str]:
+    """Return what to say of images in formats that nobody here reads."""
+    if not unread:
+        return []
+    return [
+        f"images in formats that are not read, left out: {len(unread):,} (first: {printable(unread[0])}); "
+        "save them as JPEG or PNG"
+    ]
 
 
 def _inner_folders(root: Place, found: dict[tuple[str, str], list[str]]) -> list[str]:

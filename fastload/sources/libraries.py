@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fastload.errors import ConfigError, DecodeError, SourceError, printable
-from fastload.places import Place, Url
+from fastload.places import Place
 from fastload.records import SPLIT_WORDS, Record, Source
 from fastload.sources.extras import need
 from fastload.sources.labels import from_numbers, from_texts
 from fastload.sources.lists import LABEL_NAMES
+from fastload.urls import Url
 
 # The words that torchvision's classes take as `split`; the first known one of each split counts.
 TORCHVISION_SPLITS = {"train": ("train", "trainval"), "valid": ("val", "valid"), "test": ("test",)}

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fastload.errors import ConfigError, SourceError, printable
-from fastload.places import Place, each, is_url, join, local_path
+from fastload.places import Place, each, join, local_path
 from fastload.records import SPLIT_WORDS, Source
 from fastload.sources.labels import from_texts, is_whole
 from fastload.sources.scan import all_entries, has_image_suffix, is_file, unlisted
+from fastload.urls import is_url
 
 SUFFIXES = (".csv", ".tsv", ".txt")
 CANDIDATES = {".csv": ",;\t", ".tsv": "\t", ".txt": "\t,; "}  # what may stand between cells, likeliest first

@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from fastload.errors import SourceError, printable
-from fastload.places import Entry, Place, Url, each
+from fastload.places import Place, each
+from fastload.urls import Entry, Url
 
 # By name only: opening two million files to list them would take longer than converting most sets.
 # Whether a file is an image is decided by its content, when it is decoded.

@@ -20,11 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fastload.errors import ConfigError, SourceError, printable
-from fastload.places import Place, Url, as_place
+from fastload.places import Place, as_place
 from fastload.records import SPLITS, UNLABELLED, Record, Source, check_seed
 from fastload.sources.labels import is_whole, sorted_classes
 from fastload.sources.lists import CANDIDATES, as_text, find_delimiter
 from fastload.sources.splits import cut_splits
+from fastload.urls import Url
 
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})  # compared in lower case

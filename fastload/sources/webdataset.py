@@ -18,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fastload.errors import ConfigError, DecodeError, SourceError, printable
-from fastload.places import Place, Url, as_place, each, is_url
+from fastload.places import Place, as_place, each
 from fastload.records import Record, Source
 from fastload.sources.labels import from_texts
 from fastload.sources.scan import has_image_suffix, walk
 from fastload.sources.splits import split_of_name
+from fastload.urls import Url, is_url
 
 MAX_TARS = 1_000_000
 MAX_LABEL_BYTES = 1 << 20  # a .json tells of one image
