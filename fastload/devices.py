@@ -45,6 +45,13 @@ def current_rank() -> Rank:
     return rank
 
 
+def rank_of(rank: int | None, world_size: int | None) -> Rank:
+    """Return what was passed, or this process's own."""
+    if (rank is None) != (world_size is None):
+        raise ConfigError("rank and world_size go together; pass both or neither.")
+    return current_rank() if rank is None or world_size is None else Rank(rank=rank, world_size=world_size)
+
+
 def current_device() -> torch.device:
     """Return Accelerate's device where it is set up, else cuda, else mps, else cpu."""
     state = sys.modules.get("accelerate.state")

@@ -19,7 +19,7 @@ from fastload.augment import Augment
 from fastload.augment.batched import Windows
 from fastload.augment.philox import derive
 from fastload.cut import parse_cut
-from fastload.devices import Rank, current_rank, parse_device
+from fastload.devices import parse_device, rank_of
 from fastload.errors import ConfigError, printable
 from fastload.formats import AnyDataset, Dataset, MapDataset
 from fastload.placement import Kind, Placement
@@ -108,7 +108,7 @@ class Loader:
         reshuffle_every: int = 1,
         progress: bool = False,
     ) -> None:
-        here = _rank_of(rank, world_size)
+        here = rank_of(rank, world_size)
         self.rank = here.rank
         self.dataset: AnyDataset = dataset if isinstance(dataset, AnyDataset) else MapDataset(dataset)
         dataset = self.dataset
@@ -343,9 +343,7 @@ class Loader:
             drawn=served.wanted.drawn,
         )  # fmt: skip
 
-    def _finish(
-        self, fetched: _Fetched, epoch: int, augment: Augment | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    def _finish(self, fetched: _Fetched, epoch: int, augment: Augment | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Augment what was fetched, on the stream that uses it."""
         if self.on_device_work is not None:
             self.on_device_work()
@@ -379,13 +377,6 @@ class Loader:
             yield
         finally:
             gradient_state._remove_dataloader(self)
-
-
-def _rank_of(rank: int | None, world_size: int | None) -> Rank:
-    """Return what was passed, or this process's own."""
-    if (rank is None) != (world_size is None):
-        raise ConfigError("rank and world_size go together; pass both or neither.")
-    return current_rank() if rank is None or world_size is None else Rank(rank=rank, world_size=world_size)
 
 
 def _labelled(dataset: AnyDataset) -> torch.Tensor | None:

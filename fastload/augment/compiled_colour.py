@@ -169,17 +169,14 @@ def _take(x: Any, code: Any, values: Any, fill: Any, height: Any, width: Any, sp
         other = _mean_grey(x) * (ONE - value)
         for c in range(len(x)):
             _each(x[c], code, value, other)
-    elif code == 3:
-        if len(x) == 3:
-            _saturate(x, value)
-    elif code == 4:
-        if len(x) == 3:
-            _hue(x, value)
-    elif code == 5:
-        if len(x) == 3:
-            for i in range(x.shape[1]):
-                x[0, i] = _grey(x[0, i], x[1, i], x[2, i])
-            x[1], x[2] = x[0], x[0]
+    elif code == 3 and len(x) == 3:
+        _saturate(x, value)
+    elif code == 4 and len(x) == 3:
+        _hue(x, value)
+    elif code == 5 and len(x) == 3:
+        for i in range(x.shape[1]):
+            x[0, i] = _grey(x[0, i], x[1, i], x[2, i])
+        x[1], x[2] = x[0], x[0]
     elif code == 9:
         _stretch(x)
     elif code == 10:
@@ -283,17 +280,12 @@ def _filtered(image: Any, p: Any, parts: Any, padded: Any, blended: Any, fill: A
     channels, rows, columns = image.shape
     flat = image.reshape(channels, rows * columns)
     taps_y, taps_x = int(np.ceil(2 * max(abs(p[Y + 1]), 1.0))), int(np.ceil(2 * max(abs(p[X + 1]), 1.0)))
-    at_y, at_x, real_y, real_x = (
-        np.empty(taps_y, np.int64),
-        np.empty(taps_x, np.int64),
-        np.empty(taps_y),
-        np.empty(taps_x),
-    )
+    at_y, real_y = np.empty(taps_y, np.int64), np.empty(taps_y)
+    at_x, real_x = np.empty(taps_x, np.int64), np.empty(taps_x)
     value = np.empty(channels, np.float32)
     for s in range(out.shape[1]):
         for t in range(out.shape[2]):
-            for c in range(channels):
-                out[c, s, t] = 0
+            out[:, s, t] = 0
             for part in range(parts * parts):
                 v, u = s + (part // parts + 0.5) / parts, t + (part % parts + 0.5) / parts
                 depth = p[6] * u + p[7] * v + p[8]
@@ -387,20 +379,17 @@ def _paint(crops: Any, images: Any, which: Any, ways: Any, p: Any, flags: Any, f
             _load(images[which[n]].reshape(-1), ONE, source)
             _warp(source.reshape(channels, rows, columns), p[0, n], flags[0], fill[0], outside[0],
                   x.reshape(channels, height, width))  # fmt: skip
-            for c in range(channels):
-                x[c] *= LEVEL
+            x *= LEVEL
         else:
             continue
         for k in range(codes.shape[1]):
             if codes[n, k] == WARP:
                 at = passes[k]
-                for c in range(channels):
-                    x[c] *= F32(255)
+                x *= F32(255)
                 _warp(x.reshape(channels, height, width), p[at, n], flags[at], fill[at], outside[at],
                       other.reshape(channels, height, width))  # fmt: skip
                 x, other = other, x
-                for c in range(channels):
-                    x[c] *= LEVEL
+                x *= LEVEL
             elif codes[n, k]:
                 _take(x, codes[n, k], values[n, k], erased[k], height, width, spare)
         _write(x, scale, offset, begin, plane_step, step, stored, scaled)
