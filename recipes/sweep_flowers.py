@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import fastload
+from fastload.errors import ConfigError, printable
 from fastload.results import TrainResult
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ Train = Callable[["Settings"], tuple[fastload.Trainer, TrainResult, str]]
 def sweep(s: Settings, train: Train) -> None:
     """Train at each size and for as many epochs as the notes did, and print both tables as one."""
     stored = fastload.open_dataset(s.dataset).sample_shape[0]
+    if stored < min(size for size, _ in NOTES):
+        raise ConfigError(f"--sweep: {printable(s.dataset.name)} stores {stored} px; convert it with --size 256.")
     lines = ["| size | epochs | phase | model | augmentation | weights | notes | ours |", "|---" * 8 + "|"]
     for (size, epochs), theirs in NOTES.items():
         if size > stored:

@@ -125,6 +125,9 @@ def test_the_sweep_prints_the_notes_table_with_ours_beside_it(
             *(cell.strip() for cell in line.split("|")[3:6]), line.split("|")[7].strip(), line.split("|")[8].split()[0]
         ]  # fmt: skip
     assert f"stores {SIZE} px" in lines[4]
+    monkeypatch.setattr(sweep_flowers, "NOTES", {(256, 1): {"head": "87% in 13m"}})
+    with pytest.raises(ConfigError, match=f"stores {SIZE} px; convert it"):
+        resnet_flowers.main(s)
 
 
 # --- transfer_ants_bees ---
