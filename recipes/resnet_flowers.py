@@ -110,7 +110,7 @@ def transforms(name: str, size: int, crop: int) -> list[fastload.Augment]:
                    T.ColorJitter(0.2, 0.1, 0.1, 0.1), T.RandomGrayscale(0.025)], plain),
         # Such crops show things larger than they are, by a fifth in the mean; whole images may be larger by as much
         # (Touvron et al., "Fixing the train-test resolution discrepancy", 2019).
-        "strong": ([T.RandomResizedCrop(crop, scale=(0.35, 1)), flip, T.ColorJitter(0.3, 0.3, 0.3, 0.05)], [resize]),
+        "strong": ([T.RandomResizedCrop(crop, scale=(0.5, 1)), flip, T.ColorJitter(0.2, 0.2, 0.2)], [resize]),
     }[name]  # fmt: skip
     end = [T.ToImage(), T.ToDtype(torch.float32, scale=True), T.Normalize(MEAN, STD)]
     return [fastload.Augment(T.Compose([*way, *end])) for way in (train, valid)]
