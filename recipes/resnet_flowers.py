@@ -108,7 +108,7 @@ def transforms(name: str, size: int, crop: int) -> list[fastload.Augment]:
         "flip": ([resize, T.RandomCrop(crop, padding=crop // 8), flip], plain),
         "notes": ([resize, T.RandomRotation(45), T.CenterCrop(crop), flip, T.RandomVerticalFlip(),
                    T.ColorJitter(0.2, 0.1, 0.1, 0.1), T.RandomGrayscale(0.025)], plain),
-        # Such crops show things larger than they are, by a fifth in the mean; whole images may be larger by as much
+        # Such crops show things larger than they are, by a seventh in the mean; whole images may be larger by as much
         # (Touvron et al., "Fixing the train-test resolution discrepancy", 2019).
         "strong": ([T.RandomResizedCrop(crop, scale=(0.5, 1)), flip, T.ColorJitter(0.2, 0.2, 0.2)], [resize]),
     }[name]  # fmt: skip

@@ -131,3 +131,12 @@ def launch(*words: object, timeout: float = 240, env: dict[str, str] | None = No
         timeout=timeout,
         check=False,
     )
+
+
+@pytest.fixture
+def nothing_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compiled once in a process, in a thread that may begin at any batch, does not begin now."""
+    monkeypatch.setattr("fastload.augment.compiling.WORTH_BATCHES", 1 << 60)
+    for thread in threading.enumerate():
+        if thread.name == "fastload-compile":
+            thread.join()  # an earlier test's: it still opens files

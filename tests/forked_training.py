@@ -2,7 +2,7 @@
 
     python -m tests.forked_training DATASET OUT
 
-Prints what killed_training found, as JSON.
+Writes what killed_training found to OUT/alone.json.
 """
 
 import json
@@ -17,6 +17,6 @@ from tests.train_ranks import one_rank
 
 if __name__ == "__main__":
     dataset, out = (Path(a) for a in sys.argv[1:])
-    print(json.dumps(train_and_kill(dataset, out / "alone")), flush=True)
+    (out / "alone.json").write_text(json.dumps(train_and_kill(dataset, out / "alone")))
     (out / "ranks").mkdir()
     sys.exit(fork_ranks(2, lambda rank: one_rank(rank, dataset, out / "ranks")))

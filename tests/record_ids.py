@@ -23,6 +23,7 @@ def recorded(self: Loader) -> Iterator[Any]:
 
 Loader.__iter__ = recorded  # type: ignore[method-assign]
 sys.argv = sys.argv[1:]
+sys.path.insert(0, str(Path(sys.argv[0]).parent))  # as Python does for a script
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
 except SystemExit as e:

@@ -221,6 +221,7 @@ def test_batches_are_distinct_ranks_share_and_resuming_is_exact(betons: Path) ->
 
 
 @needs_ffcv
+@pytest.mark.usefixtures("nothing_compiles")
 def test_what_ffcv_leaves_behind_is_not_left(betons: Path) -> None:
     def held() -> int:
         return len(list(Path("/proc/self/task").iterdir()))  # threads that Python knows nothing of, too

@@ -1,7 +1,6 @@
 """Going on where a run was: skip, states through Accelerate, other ranks and batches; and leaving nothing behind."""
 
 import gc
-import threading
 from pathlib import Path
 
 import pytest
@@ -151,15 +150,9 @@ def held() -> tuple[int, int, int]:
 
 @pytest.mark.parametrize("placement", ["host", "mapped", "folder"])
 @pytest.mark.parametrize("leave", ["break", "raise", "drop", "two"])
-def test_nothing_is_left_however_a_pass_is_left(
-    dataset: Path, placement: str, leave: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("nothing_compiles")
+def test_nothing_is_left_however_a_pass_is_left(dataset: Path, placement: str, leave: str) -> None:
     workers = 1 if leave == "drop" else 0
-    # What is compiled once in a process may begin at any batch, in a thread of its own.
-    monkeypatch.setattr("fastload.augment.compiling.WORTH_BATCHES", 1 << 60)
-    for thread in threading.enumerate():
-        if thread.name == "fastload-compile":
-            thread.join()  # an earlier test's: it still opens files
     options = {"placement": placement, "workers": workers}
     take(make(dataset, **options))  # what is only ever loaded once
     before = held()
