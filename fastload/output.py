@@ -56,7 +56,7 @@ class Output:
         """Hold `folder`, alone or together with others; leave it behind only where it has something to resume.
 
         Raises:
-            DatasetError: another process holds it, or it cannot be made.
+            DatasetError: another process holds it or has published it, or it cannot be made.
         """
         descriptor = -1
         try:
@@ -78,6 +78,7 @@ class Output:
             yield self.folder
             return
         try:
+            self.refuse_existing()  # another process may have published while this one listed, or waited to begin
             yield self.folder
         finally:
             try:

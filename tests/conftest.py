@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -106,12 +106,12 @@ def num_threads() -> int:
     return sum(not thread.name.startswith("fastload-augment") for thread in threading.enumerate())
 
 
-def settles_at(most: int) -> bool:
-    """Tell whether soon no more than `most` threads run: a queue's own thread ends a little after the queue."""
-    end = time.monotonic() + 20
-    while num_threads() > most and time.monotonic() < end:
+def comes_true(condition: Callable[[], bool], seconds: float = 20) -> bool:
+    """Tell whether soon `condition` holds: what was told to stop needs a while, on a busy machine a longer one."""
+    end = time.monotonic() + seconds
+    while not (holds := condition()) and time.monotonic() < end:
         time.sleep(0.02)
-    return num_threads() <= most
+    return holds
 
 
 def launch(*words: object, timeout: float = 240, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

@@ -190,6 +190,13 @@ def test_processes_that_race_for_one_output(folder: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "out.partial").exists()
 
 
+def test_who_comes_when_the_dataset_is_published_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DatasetError, match="out exists"), Output(tmp_path / "out", "manifest.json").held():
+        pytest.fail("there is nothing to write")
+    assert [f.name for f in tmp_path.iterdir()] == ["out"]
+
+
 # --- Slurm and Dask ---
 
 
