@@ -5,7 +5,8 @@ python recipes/resnet_flowers.py flower_data.fastload --size 96
 python recipes/resnet_flowers.py flower_data.fastload --sweep
 python recipes/resnet_flowers.py flowers5.fastload --config recipes/flowers_scratch.yaml    # without any weights
 
-Not measured yet beyond the two epochs that transfer_ants_bees.py starts from; the tests run it for two steps.
+From scratch (flowers_scratch.yaml, --epochs 14, 64 px), on 430 validation photographs of flowers5: 68.4% (best epoch
+68.6%); one run on 2 shared cores of AMD EPYC, torch 2.11.0. Not measured: pretrained weights, the sweep, larger images.
 """
 
 from __future__ import annotations
@@ -92,9 +93,8 @@ def train(s: Settings) -> tuple[fastload.Trainer, TrainResult, str]:
     if head_epochs:
         phases.insert(0, Phase(name="head", epochs=head_epochs, lr=s.head_lr, trainable=head_of(network)))
     info = {
-        "model": s.model, "weights": origin, "augment": s.augment, "size": s.size,
-        "crop": s.size if s.augment == "strong" else crop,
-        "mean": MEAN, "std": STD, "batch_size": s.batch_size, "images": train.manifest.settings
+        "model": s.model, "weights": origin, "augment": s.augment, "size": s.size, "batch_size": s.batch_size,
+        "crop": s.size if s.augment == "strong" else crop, "mean": MEAN, "std": STD, "images": train.manifest.settings
     }  # fmt: skip
     return trainer, trainer.fit(network, *loaders(s.size, crop).values(), phases=tuple(phases), info=info), origin
 
