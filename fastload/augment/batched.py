@@ -20,9 +20,9 @@ from fastload.augment.maps import AxisMap, Geometry
 from fastload.augment.sampling import spans
 from fastload.recycling import Blocks, take
 
-RANGE_BYTES = (
-    1 << 20
-)  # of the output, at least, for a thread: 64 images of 32 px take 0.1 ms, two threads to wake as long
+DIRECT = (torch.float32, torch.uint8)  # what compiled functions write
+# Of the output, at least, for a thread: 64 images of 32 px take 0.1 ms, two threads to wake as long.
+RANGE_BYTES = 1 << 20
 
 
 def empty(shape: tuple[int, int, int, int], dtype: torch.dtype, *, channels_last: bool) -> torch.Tensor:

@@ -15,6 +15,7 @@ import numpy as np
 from numba import njit
 
 from fastload.augment.compiling import compile_all
+from fastload.augment.painting import CROPPED, WARP, WARPED
 from fastload.augment.pointwise import GREY_SCALE, GREY_WEIGHTS
 
 F32 = np.float32  # said of each constant: Numba's own are float64, and so would be what they are added to
@@ -332,8 +333,6 @@ PAINT = (
     "float32[:,::1], int64[:,::1], float32[:,:,::1], float32[:,::1], int64[::1], float32[::1], float32[::1], "
     "float32[:,::1], boolean, uint8[::1], float32[::1], int64, int64)"
 )
-LEFT_OUT, CROPPED, WARPED = range(3)
-WARP = 14  # a code beyond plan.Code's: the warp of a pass behind the first
 
 
 def _paint(crops: Any, images: Any, which: Any, ways: Any, p: Any, flags: Any, fill: Any, outside: Any, codes: Any,

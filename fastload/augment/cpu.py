@@ -17,15 +17,13 @@ import numpy as np
 import torch
 
 from fastload.augment import batched
-from fastload.augment.batched import Windows, empty, exact_windows, gathered, spread, windows
+from fastload.augment.batched import DIRECT, Windows, empty, exact_windows, gathered, spread, windows
 from fastload.augment.compiling import coloured, compiled, ready
 from fastload.augment.maps import Geometry
 from fastload.augment.painting import Painting
 from fastload.augment.plan import Pass, Plan
 from fastload.augment.sampling import copy_by_slices
 from fastload.augment.spec import Values
-
-DIRECT = (torch.float32, torch.uint8)  # what the compiled function writes
 
 
 def _is_direct(dtype: torch.dtype, memory_format: torch.memory_format) -> bool:

@@ -14,12 +14,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastload.augment.batched import spread_ranges
+from fastload.augment.batched import DIRECT, spread_ranges
 from fastload.augment.maps import IDENTITY, Geometry
 from fastload.augment.plan import Code, Pass, transfer
 from fastload.augment.pointwise import OPERATIONS, blur
 from fastload.augment.sampling import fill_C, warped
 from fastload.augment.spec import Values
+
+# What the compiled function does with an image, and a code beyond plan.Code's: the warp of a pass behind the first.
+LEFT_OUT, CROPPED, WARPED = range(3)
+WARP = 14
 
 
 class Painting:
@@ -43,7 +47,7 @@ class Painting:
         self._codes = np.zeros((num_images, len(self._steps)), np.int64)
         self._numbers = np.zeros((num_images, len(self._steps), 4))
         for k, (step, j) in enumerate(self._steps):
-            self._codes[:, k] = _WARP * self._moved[j] if step is None else step.code
+            self._codes[:, k] = WARP * self._moved[j] if step is None else step.code
             for i, value in enumerate(step.values if step is not None else ()):
                 self._numbers[:, k, i] = value
         self.moved: list[bool] = self._moved[0].tolist()
@@ -56,15 +60,15 @@ class Painting:
         crops_NSTC: torch.Tensor, out_NCST: torch.Tensor, *, planar: bool,
     ) -> list[int]:  # fmt: skip
         """Paint what the compiled function can; return which images are left for `by_torch`: the blurred."""
-        ways = np.where(self._moved[0], 2, 1)
-        ways = np.where((self._codes == Code.BLUR).any(1), 0, ways).astype(np.int8)
+        ways = np.where(self._moved[0], WARPED, CROPPED)
+        ways = np.where((self._codes == Code.BLUR).any(1), LEFT_OUT, ways).astype(np.int8)
         which = np.arange(self._num_images) if rows is None else rows.numpy()
         erased = np.zeros((len(self._steps), crops_NSTC.shape[3]), np.float32)
         for k, (step, _) in enumerate(self._steps):
             erased[k] = step.fill if step is not None else 0
         levels = torch.arange(256.0)[None].expand(len(self._scale), 256)
         table = torch.addcmul(self._offset[:, None], levels, self._scale[:, None])
-        direct = out_NCST if out_NCST.dtype in (torch.float32, torch.uint8) else torch.empty_like(
+        direct = out_NCST if out_NCST.dtype in DIRECT else torch.empty_like(
             out_NCST, dtype=torch.float32)  # fmt: skip
         flat = (direct if planar else direct.permute(0, 2, 3, 1)).view(-1).numpy()
         both = (flat, _NO_FLOATS) if direct.dtype == torch.uint8 else (_NO_BYTES, flat)
@@ -75,7 +79,7 @@ class Painting:
         spread_ranges(lambda first, stop: paint(*before, first, stop), self._num_images, 4 * direct.nbytes)
         if direct is not out_NCST:
             out_NCST.copy_(direct)
-        left: list[int] = np.flatnonzero(ways == 0).tolist()
+        left: list[int] = np.flatnonzero(ways == LEFT_OUT).tolist()
         return left
 
     def _warps(self) -> tuple[npt.NDArray[Any], ...]:
@@ -147,7 +151,6 @@ class Painting:
 
 
 _NO_BYTES, _NO_FLOATS = np.empty(0, np.uint8), np.empty(0, np.float32)
-_WARP = 14  # compiled_colour.WARP
 
 
 def _moved(g: Geometry, num_images: int) -> npt.NDArray[np.bool_]:
