@@ -52,6 +52,18 @@ def rank_of(rank: int | None, world_size: int | None) -> Rank:
     return current_rank() if rank is None or world_size is None else Rank(rank=rank, world_size=world_size)
 
 
+def leave_group() -> None:
+    """Destroy torch.distributed's default group, if there is one, at the end of a process that did not fail.
+
+    Gloo's threads need the GIL to let go of a tensor that Python knows, and a thread that waits for the GIL while the
+    interpreter ends takes the process down (SIGABRT: "terminate called without an active exception").
+    """
+    # After an exception the other ranks may be waiting for this one; NCCL would wait for them here.
+    failed = hasattr(sys, "last_value")
+    if not failed and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def current_device() -> torch.device:
     """Return Accelerate's device where it is set up, else cuda, else mps, else cpu."""
     state = sys.modules.get("accelerate.state")

@@ -83,4 +83,5 @@ def exit_with(program: Callable[[], object]) -> None:
         program()
     except FastloadError as e:
         print(f"{type(e).__name__}: {e}", file=sys.stderr)
+        sys.last_value = e  # as the interpreter does with what it prints: at exit it is known that this process failed
         sys.exit(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from accelerate.utils import broadcast, set_seed
 
 from fastload.checkpoint import save_checkpoint
 from fastload.config import TrainConfig
-from fastload.devices import computes_bfloat16, parse_device, set_switches
+from fastload.devices import computes_bfloat16, leave_group, parse_device, set_switches
 from fastload.errors import ConfigError, TrainError, printable
 from fastload.evaluation import Evaluation, Totals, draw_confusion, loss_of, sums_on, write_confusion
 from fastload.loader import Loader
@@ -58,13 +59,12 @@ class Trainer:
             cpu=device.type == "cpu", mixed_precision=config.mixed_precision, log_with=config.log_with,
             project_dir=config.output,
         )  # fmt: skip
+        atexit.register(leave_group)
         self.is_main: bool = self.accelerator.is_main_process
         if config.sync_batchnorm and self.accelerator.num_processes > 1 and device.type == "cpu":
             raise ConfigError("sync_batchnorm: PyTorch has it for GPUs alone; leave it out on the CPU.")
         if self.accelerator.mixed_precision == "bf16" and self.is_main and not computes_bfloat16(device):
-            warn(
-                "mixed_precision=bf16: this CPU has no instructions for it, and float32 is several times as fast here."
-            )
+            warn("mixed_precision=bf16: this CPU has no instructions for it; float32 is several times as fast here.")
         set_seed(config.seed)  # the same weights on every rank
 
     def fit(

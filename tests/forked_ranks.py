@@ -7,11 +7,15 @@ import traceback
 from collections.abc import Callable
 
 
-def fork_ranks(world_size: int, one_rank: Callable[[int], None]) -> bool:
-    """Run `one_rank(rank)` in so many processes with the variables that torchrun sets; return whether one failed."""
+def free_port() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        return str(free.getsockname()[1])
+
+
+def fork_ranks(world_size: int, one_rank: Callable[[int], None]) -> bool:
+    """Run `one_rank(rank)` in so many processes with the variables that torchrun sets; return whether one failed."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     os.environ |= {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
     children = []
     for rank in range(world_size):

@@ -1,6 +1,7 @@
 """Runs that were killed and go on, phases, and two ranks: each in processes of its own."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from safetensors.torch import load_file
 
 from fastload import Augment, Loader, TrainConfig, Trainer, open_dataset
 from fastload.checkpoint import write_tensors
-from fastload.errors import CheckpointError
+from fastload.devices import leave_group
+from fastload.errors import CheckpointError, exit_with
 from fastload.train import Phase
 from tests.conftest import launch
 from tests.train_ranks import network
@@ -112,6 +114,29 @@ class Pixels(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         return self._dataset[index]
+
+
+@pytest.mark.processes
+def test_ranks_end_without_being_torn_down_by_what_they_reduce() -> None:
+    done = launch("tests.leaving_ranks")
+    assert done.stdout.split() == ["0", "0"], done.stderr
+
+
+def test_a_rank_that_failed_does_not_wait_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: left.append(True))
+    monkeypatch.delattr(sys, "last_value", raising=False)
+    leave_group()
+    assert len(left) == 1
+
+    def program() -> None:
+        raise CheckpointError("nothing could be written.")
+
+    with pytest.raises(SystemExit):
+        exit_with(program)
+    leave_group()
+    assert len(left) == 1
 
 
 def test_phases_with_loaders_of_their_own_go_on_exactly(dataset: Path, tmp_path: Path) -> None:
