@@ -1,6 +1,7 @@
 """Recipes and launch files, run as a user runs them, for two steps."""
 
 import json
+import runpy
 import sys
 from pathlib import Path
 
@@ -52,11 +53,16 @@ def test_one_process(insects: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "best.safetensors").exists()
 
 
-def test_without_a_dataset_it_says_which_command_makes_one(tmp_path: Path) -> None:
-    done = launch(RECIPE, tmp_path / "nothing.fastload", *FEW)
-    assert done.returncode == 2
-    assert "fastload convert" in done.stderr
-    assert "Traceback" not in done.stderr
+@pytest.mark.usefixtures("no_accelerate_left")
+def test_without_a_dataset_it_says_which_command_makes_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [RECIPE, str(tmp_path / "nothing.fastload"), *(str(word) for word in FEW)])
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / RECIPE), run_name="__main__")
+    assert ended.value.code == 2
+    assert "fastload convert" in capfd.readouterr().err
 
 
 def test_demo_images_come_from_disjoint_regions(tmp_path: Path) -> None:

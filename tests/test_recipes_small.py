@@ -235,8 +235,8 @@ def colours_with_valid(root: Path) -> Path:
 @pytest.mark.processes
 def test_mlp_temps_on_two_processes(temps: Path, tmp_path: Path) -> None:
     done = launch(
-        "accelerate", "launch", "--config_file", "launch/cpu_2proc.yaml", "recipes/mlp_temps.py", temps,
-        "--epochs", 1, "--max-steps", 2, "--batch-size", 4, "--output", tmp_path / "run",
+        "tests.forked_recipe", "recipes/mlp_temps.py", temps,
+        "--epochs", 1, "--max-steps", 2, "--batch-size", 4, "--device", "cpu", "--output", tmp_path / "run",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = result_of(tmp_path / "run")
