@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from fastload import __version__
+from fastload.augment import toolchain
 from fastload.memory import free_host_bytes
 from fastload.placement import gib
 from fastload.profiling.report import cpu_name, installed
@@ -85,7 +86,12 @@ def _torchvision_loads() -> Finding:
 def _cuda() -> Finding:
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        return Finding(name="CUDA", found=f"{torch.version.cuda}: {', '.join(names)}", state="ok")
+        found = f"{torch.version.cuda}: {', '.join(names)}"
+        if missing := toolchain.lacking():
+            # Loading and training work, several times slower where images are augmented.
+            found = f"{found}, whose kernels cannot be launched: {missing}"
+            return Finding(name="CUDA", found=found, state="broken", command=toolchain.COMMAND)
+        return Finding(name="CUDA", found=found, state="ok")
     if torch.backends.mps.is_available():
         return Finding(name="CUDA", found="none, but an Apple GPU (mps)", state="ok")
     if torch.version.cuda is None:

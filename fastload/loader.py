@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -27,6 +27,7 @@ from fastload.records import UNLABELLED
 from fastload.resharding import Holdings
 from fastload.shares import Shares
 from fastload.stores import Served, Wanted
+from fastload.stores.copying import Copies, Copy
 from fastload.stores.sharded import ShardedStore
 from fastload.storing import Wish, make_store, one_size, place
 from fastload.together import can_talk
@@ -152,10 +153,7 @@ class Loader:
         own = self.rank * shares.batch_size
         is_apart = self.placement.kind == "gpu_sharded" and not self.shuffle
         self._first = own if is_apart and own < shares.num_samples else 0
-        # A stream of their own: copies of the next batch then run beside the step that uses this one.
-        self._copies: torch.cuda.Stream | None = None
-        if self.device.type == "cuda":
-            self._copies = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        self._copies = Copies(self.device) if self.device.type == "cuda" else None
         self._labels = dataset.labels
         if self._labels is not None and self.placement.kind in ("gpu", "gpu_sharded"):
             self._labels = self._labels.to(self.device)
@@ -198,6 +196,8 @@ class Loader:
                     # Before this batch is used: the copy of the next one runs beside the step.
                     upcoming = self._fetch(next(served))
                 batch = self._finish(fetched, epoch, augment)
+                if fetched.copy is not None:
+                    fetched.copy.copies.end()
                 self.num_valid, self.batch_ids, self.end_of_dataloader = fetched.num_valid, fetched.ids, last
                 self.epoch, self._steps_done = (epoch + 1, 0) if last else (epoch, step + 1)
                 yield batch
@@ -332,14 +332,14 @@ class Loader:
         if labels is None:
             assert self._labels is not None
             labels = self._labels[ids.to(self._labels.device, non_blocking=True)]
-        copied = None
-        if samples.device != self.device:
-            with torch.cuda.stream(self._copies) if self._copies is not None else nullcontext():
-                samples = samples.to(self.device, non_blocking=True)
-                labels = labels.to(self.device, non_blocking=True)
-            copied = self._copies.record_event() if self._copies is not None else None
+        copy = None
+        if samples.device != self.device and self._copies is not None:
+            copy = self._copies.begin(samples, labels)
+            samples, labels = copy.samples, copy.labels
+        elif samples.device != self.device:
+            samples, labels = samples.to(self.device), labels.to(self.device)
         return _Fetched(
-            ids=ids, num_valid=served.wanted.num_valid, samples=samples, labels=labels, copied=copied, rows=served.rows,
+            ids=ids, num_valid=served.wanted.num_valid, samples=samples, labels=labels, copy=copy, rows=served.rows,
             drawn=served.wanted.drawn,
         )  # fmt: skip
 
@@ -347,12 +347,8 @@ class Loader:
         """Augment what was fetched, on the stream that uses it."""
         if self.on_device_work is not None:
             self.on_device_work()
-        if fetched.copied is not None:
-            stream = torch.cuda.current_stream(self.device)
-            stream.wait_event(fetched.copied)
-            # The memory belongs to the copying stream: without this it would be given away while still in use.
-            fetched.samples.record_stream(stream)
-            fetched.labels.record_stream(stream)
+        if fetched.copy is not None:
+            fetched.copy.join()
         if augment is None:
             samples = fetched.samples if fetched.rows is None else fetched.samples.index_select(0, fetched.rows)
             return samples, fetched.labels
@@ -395,6 +391,6 @@ class _Fetched:
     num_valid: int
     samples: torch.Tensor
     labels: torch.Tensor
-    copied: torch.cuda.Event | None
+    copy: Copy | None
     rows: torch.Tensor | None = None
     drawn: Windows | None = None

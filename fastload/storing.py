@@ -134,9 +134,7 @@ def _choose_resident(dataset: Dataset, wish: Wish) -> Placement:
 
 def _name(dataset: Dataset, wish: Wish, kind: Whole) -> copies.Name:
     """Return the name of a copy of a split in GPU memory or in RAM."""
-    where: dict[str, Any] = {"device": wish.device}
-    if kind == "host":
-        where = {"pinned": wish.device.type == "cuda", "together": wish.together}
+    where: dict[str, Any] = {"together": wish.together} if kind == "host" else {"device": wish.device}
     return copies.Name(path=dataset.path.resolve(), digest=dataset.digest, split=dataset.split, kind=kind, **where)
 
 
@@ -197,7 +195,7 @@ def make_store(
     if placement.kind == "gpu_sharded":
         # Nobody else's: it changes as the ranks swap.
         every = torch.arange(len(dataset)) if ids is None else ids
-        read, total = MappedStore(shards).gather, len(holdings.first(wish.rank)) * dataset.row_bytes
+        read, total = MappedStore(shards, pinned=pinned).gather, len(holdings.first(wish.rank)) * dataset.row_bytes
         with byte_bar(f"load {dataset.split}", total, wish.progress) as advance:
             return ShardedStore(
                 holdings, every, wish.rank, read, shards[0][:0], wish.device, swap=wish.together, advance=advance
@@ -218,7 +216,7 @@ def _copy(dataset: Dataset, wish: Wish, kind: Whole) -> torch.Tensor:
     shards = dataset.shards
     with byte_bar(f"load {dataset.split}", dataset.num_bytes, wish.progress) as advance:
         if kind == "host":
-            samples = host_tensor(shards, together=name.together, pinned=name.pinned, advance=advance)
+            samples = host_tensor(shards, together=name.together, advance=advance)
         else:
             samples = torch.empty((len(dataset), *dataset.sample_shape), dtype=shards[0].dtype, device=wish.device)
             fill(samples, shards, advance=advance)

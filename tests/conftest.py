@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 import torch
 
+# Loaders take a GPU where there is one. What is not about GPUs is the same everywhere: they are seen by -m gpu only.
+if not any("gpu" in word for word in sys.argv) and os.environ.get("FASTLOAD_REQUIRE_CUDA") != "1":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels then run, slowly, on tiny images
 from PIL import Image
@@ -27,10 +30,15 @@ TRAIN = {"bee": 5, "ant": 4, "wasp": 4}
 VALID = {"bee": 2, "ant": 3, "wasp": 2}
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "gpu" in item.keywords and not torch.cuda.is_available():
-            item.add_marker(pytest.mark.skip(reason="no CUDA"))
+        if "kernels" in item.keywords and torch.cuda.is_available():
+            item.add_marker(pytest.mark.gpu)
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.timeout(1200))  # most of it is Triton compiling
+            if not torch.cuda.is_available():
+                item.add_marker(pytest.mark.skip(reason="no CUDA"))
 
 
 def pytest_sessionstart() -> None:

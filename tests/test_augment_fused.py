@@ -59,16 +59,19 @@ def compare(
     assert_same(got.cpu(), expected, dtype=dtype)
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("name", PIPELINES)
 def test_kernels_equal_the_reference(name: str) -> None:
     compare(PIPELINES[name], 3, 13, 17)
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("name", ["crop", "jitter", "nearest warp", "points", "stencils", "trivial", "two statistics"])
 def test_kernels_on_grey_images(name: str) -> None:
     compare([t for t in PIPELINES[name] if not isinstance(t, v2.RandomErasing)], 3, 9, 7, channels=1)
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize(
     "name", ["copy", "fold", "crop", "pad and resize", "nearest warp", "perspective", "jitter", "trivial"]
 )
@@ -76,11 +79,13 @@ def test_kernels_on_one_pixel(name: str) -> None:
     compare(PIPELINES[name] if name != "fold" else PIPELINES["copy"], 1, 1, 1)
 
 
+@pytest.mark.kernels
 def test_kernels_on_many_and_on_large_images() -> None:
     compare([*PIPELINES["crop"], v2.RandomEqualize(0.1)], 64, 7, 13)
     compare([v2.RandomCrop((37, 41)), v2.RandomInvert(), v2.RandomErasing(1.0, (0.1, 0.3))], 1, 255, 257)
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("dtype", [torch.float16, torch.uint8])
 def test_kernels_write_other_dtypes(dtype: torch.dtype) -> None:
     images = smooth(2, 12, 11).to(DEVICE)
@@ -102,6 +107,7 @@ def test_kernels_write_other_dtypes(dtype: torch.dtype) -> None:
         assert (got.cpu().float() - expected.float()).abs().max() <= (1 if dtype == torch.uint8 else 2e-3)
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize(
     "pipeline", [EVERYTHING[:4], EVERYTHING[4:6], EVERYTHING[6:]], ids=["maps", "colour", "policies"]
 )
@@ -125,6 +131,7 @@ def words_of(counter, out):  # type: ignore[no-untyped-def]
     tl.store(out + 3, w3)
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize(("counter", "key", "words"), KNOWN_ANSWERS)
 def test_known_answers_of_philox_in_triton(counter, key, words) -> None:  # type: ignore[no-untyped-def]
     out = torch.zeros(4, dtype=torch.int64, device=DEVICE)
@@ -132,6 +139,7 @@ def test_known_answers_of_philox_in_triton(counter, key, words) -> None:  # type
     assert tuple(out.tolist()) == words
 
 
+@pytest.mark.kernels
 def test_gathering_from_all_images() -> None:
     images, ids = smooth(9, 12, 11).to(DEVICE), torch.tensor([7, 2, 2, 8], device=DEVICE)
     fused = Fused(parse(PIPELINES["jitter"]).parts, 12, 11, 3)  # type: ignore[arg-type]
@@ -141,6 +149,7 @@ def test_gathering_from_all_images() -> None:
     assert torch.equal(gathered, fused.run(images[ids], None, ids, words, draws, None))
 
 
+@pytest.mark.kernels
 def test_rows_behind_two_gigabytes_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastload.augment.can_fuse", lambda images: True)
     # Of memory that nobody touches, only the pages that are written and read become real.
@@ -156,6 +165,7 @@ def test_rows_behind_two_gigabytes_are_found(monkeypatch: pytest.MonkeyPatch) ->
     )
 
 
+@pytest.mark.kernels
 def test_an_empty_batch_stays_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     images = smooth(1, 12, 11).to(DEVICE)[:0]
     augment = Augment([v2.RandomResizedCrop(7), v2.ColorJitter(0.3, 0.3), MixUp(num_classes=3)])
@@ -174,18 +184,20 @@ def test_crop_flip_jitter_normalize_is_one_pass_of_one_segment() -> None:
     assert "3 launches" in Augment(PIPELINES["jitter"]).explain(12, 11)
 
 
+@pytest.mark.kernels
 def test_augment_by_kernels_is_augment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The public face on a GPU, played on the CPU: labels, views, rows."""
+    """The public face on a GPU, or as it would be there: labels, views, rows."""
     monkeypatch.setattr("fastload.augment.can_fuse", lambda images: True)
-    images, labels = smooth(5, 12, 11), torch.arange(5)
+    images, labels = smooth(5, 12, 11).to(DEVICE), torch.arange(5, device=DEVICE)
     augment = Augment([v2.RandomResizedCrop(7), v2.RandomHorizontalFlip(), MixUp(num_classes=5)])
     got, soft = augment(images, labels, seed=2, epoch=1)
     expected, expected_soft = augment.reference(images, labels, seed=2, epoch=1)
     assert_same(got, expected)
     assert torch.allclose(soft, expected_soft, atol=1e-6)
     two = Augment([v2.RandomResizedCrop(7)], views=2)
-    rows = torch.tensor([3, 0])
-    for a, b in zip(two(images, rows=rows, ids=rows), two.reference(images[rows], ids=rows), strict=True):
+    ids = torch.tensor([3, 0])
+    rows = ids.to(DEVICE)
+    for a, b in zip(two(images, rows=rows, ids=ids), two.reference(images[rows], ids=ids), strict=True):
         assert_same(a, b)
 
 
@@ -269,8 +281,8 @@ def test_a_gpu_does_not_wait() -> None:
     ids = torch.arange(8, device="cuda")
     augment(images, ids=ids)
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         augment(images, ids=ids)
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -7,7 +7,6 @@ import torch
 from fastload import devices, memory, placement
 from fastload.errors import ConfigError, PlacementError
 from fastload.placement import Need, choose
-from fastload.stores import shared
 
 GIB = 2**30
 CUDA = torch.device("cuda", 0)
@@ -163,42 +162,3 @@ def test_a_gpu_without_a_number_gets_one(monkeypatch: pytest.MonkeyPatch) -> Non
     for name, value in (("is_available", True), ("current_device", 2), ("device_count", 4)):
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
     assert devices.parse_device(None) == devices.parse_device("cuda") == torch.device("cuda", 2)
-
-
-class Runtime:
-    """CUDA's, as far as pages are locked: what it refuses stays its last error until somebody asks for that."""
-
-    def __init__(self, refuses: bool) -> None:
-        self.refuses, self.last_error = refuses, 0
-        self.locked: set[int] = set()
-
-    def cudaHostRegister(self, address: int, num_bytes: int, flags: int) -> int:
-        if self.refuses:
-            self.last_error = 801
-            return self.last_error
-        self.locked.add(address)
-        return 0
-
-    def cudaHostUnregister(self, address: int) -> int:
-        self.locked.remove(address)
-        return 0
-
-    def launch(self, *_: object, **__: object) -> torch.Tensor:
-        """Stands for any kernel of torch's."""
-        error, self.last_error = self.last_error, 0
-        if error:
-            raise RuntimeError(f"CUDA error: {error}")
-        return torch.zeros(1)
-
-
-@pytest.mark.parametrize("refuses", [False, True])
-def test_memory_that_cannot_be_locked_blames_no_later_kernel(monkeypatch: pytest.MonkeyPatch, refuses: bool) -> None:
-    runtime = Runtime(refuses)
-    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
-    monkeypatch.setattr(torch, "ones", runtime.launch)
-    samples = shared.host_tensor([torch.arange(6).view(3, 2)], together=False, pinned=True)
-    assert samples.tolist() == [[0, 1], [2, 3], [4, 5]]
-    assert len(runtime.locked) == (not refuses)
-    runtime.launch()
-    del samples
-    assert not runtime.locked

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from fastload.recycling import MAX_FREE, Blocks
 from fastload.stores import Wanted
+from fastload.stores.copying import Copies
 from fastload.stores.mapped import MappedStore
 from fastload.stores.readahead import cached_share, read_ahead, row_ranges, will_need
 from fastload.stores.tensors import TensorStore, fill, take
@@ -105,3 +107,38 @@ def test_what_is_asked_for_comes_into_the_page_cache(tmp_path: Path) -> None:
             return
         time.sleep(0.01)
     pytest.fail("the rows were not read")
+
+
+class Event:
+    def __init__(self, number: int, waited: list[int]) -> None:
+        self.number, self.waited = number, waited
+
+    def synchronize(self) -> None:
+        self.waited.append(self.number)
+
+
+class Stream:
+    """CUDA's, as far as somebody waits for what was recorded on it."""
+
+    def __init__(self, waited: list[int]) -> None:
+        self.recorded, self.waited = 0, waited
+
+    def record_event(self) -> Event:
+        self.recorded += 1
+        return Event(self.recorded - 1, self.waited)
+
+
+def test_no_more_than_three_batches_are_on_a_gpu_however_far_the_host_is_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[int] = []
+    copying, using = Stream([]), Stream(waited)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: copying)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: using)
+    copies, batch = Copies(torch.device("cpu")), torch.arange(4)
+    copies.begin(batch, batch)
+    for step in range(7):
+        made = copies.begin(batch, batch)  # that of step + 1
+        assert torch.equal(made.samples, batch)
+        # Those of step - 1, of step and of step + 1 may be there.
+        assert waited == list(range(step - 1)), "the batches before were read"
+        copies.end()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any, overload
 
@@ -22,12 +21,13 @@ from fastload.augment.reference import Drawn
 from fastload.augment.samples import run_each
 from fastload.augment.saying import explain
 from fastload.augment.spec import PerSample, Spec, Values, parse, plan
+from fastload.augment.toolchain import can_launch
 from fastload.errors import TransformError
 
 
 def can_fuse(images: torch.Tensor) -> bool:
-    """Whether the Triton kernels take these images: grey or RGB, on a CUDA GPU, where Triton is installed."""
-    return images.is_cuda and images.shape[3] in (1, 3) and find_spec("triton") is not None
+    """Whether the Triton kernels take these images: grey or RGB, on a CUDA GPU, where Triton has what it needs."""
+    return images.is_cuda and images.shape[3] in (1, 3) and can_launch()
 
 
 class Augment:

@@ -119,8 +119,8 @@ class Fused:
         count = len(ids)
         out = torch.empty((self.num_rows, count), dtype=torch.float32, device=ids.device)
         if self.num_rows:
-            block = min(128, triton.next_power_of_2(max(1, count)))
-            self.draw_kernel[(triton.cdiv(count, block),)](ids, keys, out, count, BLOCK=block)
+            # The same for every batch, however short: another one would be compiled, for seconds.
+            self.draw_kernel[(triton.cdiv(count, 128),)](ids, keys, out, count, BLOCK=128)
         return out
 
     def mixing(self, draws: torch.Tensor) -> tuple[Mixing, ...]:

@@ -26,6 +26,9 @@ CODE, VALUE, TOP, LEFT, BOTTOM, RIGHT = (
 KINDS, NOISE = tl.constexpr(5), tl.constexpr(6)
 ERASED, NOISE_SCALE, NOISE_OFFSET = tl.constexpr(7), tl.constexpr(10), tl.constexpr(13)  # three numbers each
 
+# One compilation for all batches: else the last, shorter one of an epoch would ask for another, in the midst of a run.
+LAUNCHED = {"do_not_specialize": ["n"], "do_not_specialize_on_alignment": ["draws"]}
+
 
 @triton.jit
 def philox(c0, c1, c2, c3, k0, k1):
@@ -151,7 +154,7 @@ def _start(src, gather, spare, blurred, draws, n, image, row, column, mask, G: t
     return r, g, b
 
 
-@triton.jit
+@triton.jit(**LAUNCHED)
 def measure(
     src, gather, spare, blurred, draws, ids, keys, partial, histogram, n,
     G: tl.constexpr, STENCIL: tl.constexpr, STEPS: tl.constexpr, S: tl.constexpr, T: tl.constexpr, C: tl.constexpr,
@@ -201,7 +204,7 @@ def measure(
     tl.store(at + 6, tl.max(tl.where(mask, b, -1.0), 0))
 
 
-@triton.jit
+@triton.jit(**LAUNCHED)
 def equalizing_table(histogram, table, draws, n, CODES: tl.constexpr, C: tl.constexpr):
     """Store what each of 256 levels becomes, float32 [N, C, 256]; see pointwise.equalizing_table."""
     image = tl.program_id(0) // C
@@ -219,7 +222,7 @@ def equalizing_table(histogram, table, draws, n, CODES: tl.constexpr, C: tl.cons
     tl.store(table + tl.program_id(0) * 256 + level, made.to(tl.float32) * (1.0 / 255.0))
 
 
-@triton.jit
+@triton.jit(**LAUNCHED)
 def blur_down(
     spare, blurred, draws, n, STENCIL: tl.constexpr, S: tl.constexpr, T: tl.constexpr, C: tl.constexpr,
     PARTS: tl.constexpr, BLOCK: tl.constexpr,
@@ -256,7 +259,7 @@ def _store(out, image, pixel, mask, value, CHANNEL: tl.constexpr, OUTPUT: tl.con
     tl.store(out + at, value.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(**LAUNCHED)
 def apply(
     src, gather, spare, blurred, draws, ids, keys, partial, table, out, aside, n,
     G: tl.constexpr, STENCIL: tl.constexpr, STEPS: tl.constexpr, S: tl.constexpr, T: tl.constexpr, C: tl.constexpr,

@@ -20,7 +20,6 @@ class Name:
         path, digest, split: of the dataset; a digest covers its content.
         kind: the memory, `gpu` or `host`.
         device: whose memory; None of the host.
-        pinned: its pages are locked.
         together: the ranks of a node have it in common.
     """
 
@@ -29,7 +28,6 @@ class Name:
     split: str
     kind: str
     device: torch.device | None = None
-    pinned: bool = False
     together: bool = False
 
 

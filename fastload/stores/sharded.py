@@ -81,7 +81,8 @@ class ShardedStore:
         rows = max(1, STAGING_BYTES // max(1, self._samples[:1].nbytes))
         for low in range(0, len(positions), rows):
             piece = self._read(self._ids[positions[low : low + rows]])
-            self._samples[low : low + len(piece)].copy_(piece)
+            # From page-locked memory, which is not taken again before it was read: the next piece is read meanwhile.
+            self._samples[low : low + len(piece)].copy_(piece, non_blocking=piece.is_pinned())
             advance(piece.nbytes)
         self._index()
 

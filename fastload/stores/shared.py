@@ -1,13 +1,15 @@
-"""RAM for the samples of one split: this process's own, or one copy for all ranks of a node."""
+"""RAM for the samples of one split: this process's own, or one copy for all ranks of a node.
+
+Not page-locked: batches are gathered into page-locked memory, which is what a GPU reads. Locking all of it would cost
+each rank a pass over its page tables, and make a fork copy it.
+"""
 
 from __future__ import annotations
 
 import math
 import mmap
 import os
-import weakref
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -19,14 +21,13 @@ from fastload.together import gather_numbers, node_number
 
 
 def host_tensor(
-    shards: Sequence[torch.Tensor], *, together: bool, pinned: bool, advance: Callable[[int], object] = lambda _: None
+    shards: Sequence[torch.Tensor], *, together: bool, advance: Callable[[int], object] = lambda _: None
 ) -> torch.Tensor:
     """Return the shards laid end to end in RAM.
 
     Args:
         shards: [n, ...] each.
         together: all ranks call this alike, and those of one node share one copy; each fills a part of it.
-        pinned: lock the pages, where CUDA does so.
         advance: called with the number of bytes that are in place.
 
     Raises:
@@ -55,8 +56,6 @@ def host_tensor(
             raise failure
         if not all(told):
             raise PlacementError(f"rank {told.index(0)} could not fill its part of the samples; see what it says.")
-    if pinned:
-        _lock(memory)
     return samples
 
 
@@ -97,16 +96,3 @@ def _shared_memory(num_bytes: int, mates: dict[int, int]) -> Any:
             'Use placement="mapped", which shares the page cache.'
         )
     return memory
-
-
-def _lock(memory: Any) -> None:
-    """Page-lock memory until it is gone. Where the system refuses, it stays as it is: batches are copied from it."""
-    runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-    if not memory.nbytes:
-        return
-    if int(runtime.cudaHostRegister(memory.ctypes.data, memory.nbytes, 0)) == 0:
-        weakref.finalize(memory, runtime.cudaHostUnregister, memory.ctypes.data).atexit = False
-    else:
-        # CUDA keeps the refusal as its last error, and torch finds it behind the next kernel, whosever: be it ours.
-        with suppress(RuntimeError):
-            torch.ones(1, device="cuda")
