@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._C._autograd import _profiler_enabled
 
 from fastload.profiling.intervals import outside_seconds, union_seconds
 
@@ -50,10 +51,13 @@ class BusyWindow:
         self._profiler: Any = None
 
     def start(self) -> None:
-        """Begin the window, with nothing under way on the GPU."""
+        """Begin the window, with nothing under way on the GPU; not where somebody else traces already."""
+        if _profiler_enabled():
+            return  # there is one trace at a time: a second one would end the first
         torch.cuda.synchronize(self._device)
-        self._profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
-        self._profiler.__enter__()
+        profiler = _tracer()
+        profiler.__enter__()
+        self._profiler = profiler  # only now: what did not start is not to be ended
 
     def stop(self, num_steps: int) -> Busy | None:
         """End the window, after `num_steps` steps; None where it was not begun or nothing was traced."""
@@ -63,6 +67,11 @@ class BusyWindow:
         torch.cuda.synchronize(self._device)
         profiler.__exit__(None, None, None)
         return summarize(spans(profiler.events()), num_steps)
+
+
+def _tracer() -> Any:
+    # acc_events: without it torch warns that a second cycle would clear the first one's events. There is no second.
+    return torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True)
 
 
 def spans(events: Iterable[Any]) -> list[Span]:
