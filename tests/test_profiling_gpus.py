@@ -40,8 +40,8 @@ class Tracer:
     def events(self) -> list[Any]:
         times = {"cudaLaunchKernel": (0, 1, "CPU"), "kernel": (1, 4, "CUDA")}
         return [
-            SimpleNamespace(name=name, device_type=f"DeviceType.{where}", time_range=SimpleNamespace(start=begin, end=end))
-            for name, (begin, end, where) in times.items()
+            SimpleNamespace(name=name, device_type=f"DeviceType.{where}", time_range=SimpleNamespace(start=low, end=high))
+            for name, (low, high, where) in times.items()
         ]
 
 
@@ -56,6 +56,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_a_window_that_could_not_start_ends_nothing(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.profiler, "profile", Tracer(calls, broken=True))
+    monkeypatch.setattr(busy, "_set_up", lambda _: None)
     window = BusyWindow(CPU)
     with pytest.raises(RuntimeError, match="no tracing"):
         window.start()
@@ -75,3 +76,15 @@ def test_what_tells_of_another_trace_is_torchs_own() -> None:
     assert not busy._profiler_enabled()
     with torch.autograd.profiler.profile():
         assert busy._profiler_enabled()
+
+
+def test_the_first_trace_of_a_process_is_thrown_away(calls: list[str]) -> None:
+    busy._set_up.cache_clear()
+    for first in (["begins", "waits", "ends"], []):
+        calls.clear()
+        window = BusyWindow(CPU)
+        window.start()
+        found = window.stop(2)
+        assert calls == [*first, "waits", "begins", "waits", "ends"]
+        assert found is not None
+        assert (found.busy_share, found.num_steps) == (pytest.approx(0.75), 2)
