@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+import fastload
+from fastload import profiler
 from fastload.profiling import busy
-from fastload.profiling.busy import BusyWindow
+from fastload.profiling.busy import Busy, BusyWindow
 
 CPU = torch.device("cpu")
 
@@ -40,8 +42,8 @@ class Tracer:
     def events(self) -> list[Any]:
         times = {"cudaLaunchKernel": (0, 1, "CPU"), "kernel": (1, 4, "CUDA")}
         return [
-            SimpleNamespace(name=name, device_type=f"DeviceType.{where}", time_range=SimpleNamespace(start=low, end=high))
-            for name, (low, high, where) in times.items()
+            SimpleNamespace(name=name, device_type=where, time_range=SimpleNamespace(start=begin, end=end))
+            for name, (begin, end, where) in times.items()
         ]
 
 
@@ -88,3 +90,36 @@ def test_the_first_trace_of_a_process_is_thrown_away(calls: list[str]) -> None:
         assert calls == [*first, "waits", "begins", "waits", "ends"]
         assert found is not None
         assert (found.busy_share, found.num_steps) == (pytest.approx(0.75), 2)
+
+
+@pytest.mark.parametrize(("num_steps", "leave", "found"), [(9, False, 0.5), (9, True, 0.5), (3, True, None)])
+def test_a_window_ends_with_its_loop_at_the_latest(
+    monkeypatch: pytest.MonkeyPatch, num_steps: int, leave: bool, found: float | None
+) -> None:
+    ended: list[int] = []
+
+    class Window:
+        def __init__(self, _: torch.device) -> None:
+            pass
+
+        def start(self) -> None:
+            pass
+
+        def stop(self, steps: int) -> Busy:
+            ended.append(steps)
+            return Busy(busy_share=0.5, copy_share=0.0, syncs_per_step=0.0, num_steps=steps)
+
+    monkeypatch.setattr(profiler, "BusyWindow", Window)
+    # Four steps until the first one counts, three times twenty, and the window.
+    num_batches = 4 + 60 + num_steps
+    batches = [torch.zeros(2, 3)] * (num_batches + 20 * leave)
+    loader = fastload.Profile(batches, device="cpu", replay=True, quiet=True)
+    loader._device = torch.device("cuda", 0)
+    for number, _ in enumerate(loader, 1):
+        if leave and number == num_batches + 2 * 13:  # with those that were replayed
+            break
+    assert ended == [num_steps - leave], "a step that is left is none"
+    loader.close()
+    assert ended == [num_steps - leave], "once"
+    assert loader.report is not None
+    assert loader.report["loops"][0]["gpu"]["busy_share"] == found
