@@ -22,6 +22,7 @@ from fastload.profiling import ranks, terminal
 from fastload.profiling.actions import MEASURED, ROOM, UPPER_BOUND, Advice, advise
 from fastload.profiling.busy import NUM_STEPS as WINDOW_STEPS
 from fastload.profiling.busy import Busy, BusyWindow
+from fastload.profiling.hook.steps import gpu_in_use
 from fastload.profiling.live import LiveLine
 from fastload.profiling.loops import Feeding, Measured, make_loop, rate
 from fastload.profiling.nvml import NvmlSamples
@@ -55,7 +56,8 @@ class Profile(Generic[Batch]):
         replay: also measure the step alone and the loader alone, and where the time of a sample goes. That changes
             the training a little: after 20 steps, twice, some batches are given again for 12 steps (behind a shorter
             loop once, for 22); at the end the loader is iterated once more, and 64 samples are asked for.
-        device: where the steps run; Accelerate's, else cuda, else mps, else cpu.
+        device: where the steps run; where not given, that of a fastload Loader, else the GPU with most tensors of this
+            process, else Accelerate's, else cuda, else mps, else cpu.
         num_warmup: steps at the very beginning that do not count.
         name: of the loader, in the report.
         model: of the network, in the report.
@@ -93,6 +95,8 @@ class Profile(Generic[Batch]):
         self._name = type(loader).__name__ if name is None else name
         self._json = None if json is None else Path(json)
         self._quiet, self._num_warmup, self._assume_gpu_rate = quiet, num_warmup, assume_gpu_rate
+        if device is None:
+            device = getattr(loader, "device", None) if self._is_ours else gpu_in_use()
         self._device = parse_device(device)
         self._rank, self._world_size = ranks.current()
         self._known_as = f"profile{next(_numbers)}"

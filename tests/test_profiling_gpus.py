@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +16,7 @@ import fastload
 from fastload import profiler
 from fastload.profiling import busy
 from fastload.profiling.busy import Busy, BusyWindow
+from fastload.profiling.hook import watcher
 
 CPU = torch.device("cpu")
 
@@ -123,3 +128,53 @@ def test_a_window_ends_with_its_loop_at_the_latest(
     assert ended == [num_steps - leave], "once"
     assert loader.report is not None
     assert loader.report["loops"][0]["gpu"]["busy_share"] == found
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Bytes of this process on each of three GPUs, of which the first one is current."""
+    held = [0, 0, 0]
+    stands_in: dict[str, Any] = {
+        "is_initialized": lambda: True, "is_available": lambda: True, "device_count": lambda: 3,
+        "current_device": lambda: 0, "memory_allocated": lambda number: held[number],
+        "max_memory_allocated": lambda gpu: held[gpu.index], "get_device_name": str,
+        "get_device_properties": lambda gpu: SimpleNamespace(uuid=f"uuid-{gpu.index}"),
+    }  # fmt: skip
+    for name, stand_in in stands_in.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(atexit, "register", lambda call: call)
+    monkeypatch.setattr(os, "register_at_fork", lambda **_: None)
+    return held
+
+
+def test_a_watched_script_is_timed_on_the_gpu_that_has_its_tensors(held: list[int], tmp_path: Path) -> None:
+    watching = watcher.Watcher(str(tmp_path))
+    clock = watching._clock_now()
+    assert clock.name == "cpu", "pinned memory sets CUDA up, too, and nothing may ever run there"
+    assert watching._clock_now() is clock
+    held[1:] = 5, 7
+    assert watching._clock_now().name == "cuda:2"
+    held[0] = 100
+    assert watching._clock_now().name == "cuda:2", "a clock is kept"
+    process = watching._as_dict()
+    assert (process["device"], process["gpu"], process["gpu_memory_bytes"]) == ("cuda:2", "cuda:2", 7)
+
+
+def test_a_profile_takes_the_gpu_that_has_the_tensors(held: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Loader(list[Any]):
+        device = torch.device("cuda", 2)
+
+    monkeypatch.setitem(sys.modules, "fastload.loader", SimpleNamespace(Loader=Loader))
+    assert fastload.Profile([], quiet=True)._device == torch.device("cuda", 0)
+    held[1] = 5
+    assert fastload.Profile([], quiet=True)._device == torch.device("cuda", 1)
+    assert fastload.Profile(Loader(), quiet=True)._device == torch.device("cuda", 2)
+    assert fastload.Profile([], device="cpu", quiet=True)._device == CPU
+
+
+def test_an_allocator_that_does_not_count_is_no_harm(held: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: int) -> int:
+        raise RuntimeError("CUDAPluggableAllocator does not yet support getDeviceStats.")
+
+    monkeypatch.setattr(torch.cuda, "memory_allocated", fails)
+    assert fastload.Profile([], quiet=True)._device == torch.device("cuda", 0)
