@@ -312,6 +312,8 @@ def test_the_drivers_samples_are_drained_without_gaps_or_doubles(nvml: FakeNvml)
     assert samples.series == ((0.0, 0.0), (1.0, 55.0), (3.0, 0.0), (4.0, 100.0))
     samples.close()
     assert nvml.asked == ["GPU-1-2", "shut down"]
+    NvmlSamples("GPU-3-4", nvml=nvml)
+    assert nvml.asked[-1] == "GPU-3-4", "one that another process names"
 
 
 def test_a_driver_that_fails_is_told_and_harms_nobody(nvml: FakeNvml) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import sys
 from pathlib import Path
@@ -13,8 +14,9 @@ import pytest
 import torch
 
 import fastload
+from bench.script import Outside
 from fastload import profiler
-from fastload.profiling import busy
+from fastload.profiling import busy, nvml
 from fastload.profiling.busy import Busy, BusyWindow
 from fastload.profiling.hook import watcher
 
@@ -158,6 +160,7 @@ def test_a_watched_script_is_timed_on_the_gpu_that_has_its_tensors(held: list[in
     assert watching._clock_now().name == "cuda:2", "a clock is kept"
     process = watching._as_dict()
     assert (process["device"], process["gpu"], process["gpu_memory_bytes"]) == ("cuda:2", "cuda:2", 7)
+    assert process["gpu_uuid"] == "uuid-2"
 
 
 def test_a_profile_takes_the_gpu_that_has_the_tensors(held: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,3 +181,30 @@ def test_an_allocator_that_does_not_count_is_no_harm(held: list[int], monkeypatc
 
     monkeypatch.setattr(torch.cuda, "memory_allocated", fails)
     assert fastload.Profile([], quiet=True)._device == torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize("num_gpus", [1, 3])
+def test_the_driver_is_asked_about_the_gpu_that_the_process_itself_names(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, num_gpus: int
+) -> None:
+    asked: list[Any] = []
+
+    class Samples:
+        def __init__(self, gpu: Any) -> None:
+            asked.append(gpu)
+
+        def drain(self) -> None:
+            pass
+
+    monkeypatch.setattr(nvml, "NvmlSamples", Samples)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
+    outside = Outside(os.getpid(), tmp_path)
+    outside.look()
+    assert asked == [torch.device("cuda", 0)] * (num_gpus == 1), "with several, it is not known which"
+    process = {"pid": os.getpid(), "rank": 0, "began": 0.0, "error": None, "device": "cuda:0", "gpu_uuid": "1-2",
+               "loops": [{}]}  # fmt: skip
+    (tmp_path / f"loops-{os.getpid()}.json").write_text(json.dumps(process))
+    outside._next = 0.0
+    outside.look()
+    assert outside._failure is None
+    assert asked[-1] == "1-2"

@@ -20,14 +20,14 @@ class NvmlSamples:
     """Samples of one GPU's utilization, in percent, with the driver's time in seconds.
 
     Args:
-        device: a CUDA device.
+        gpu: a CUDA device, or its UUID: another process may number them otherwise.
         nvml: the module `pynvml`, or what stands in for it; imported where not given.
 
     Attributes:
         failure: why there are none; None while all is well.
     """
 
-    def __init__(self, device: torch.device, *, nvml: Any = None) -> None:
+    def __init__(self, gpu: torch.device | str, *, nvml: Any = None) -> None:
         self.failure: str | None = None
         self._samples: list[tuple[float, float]] = []
         self._last = 0
@@ -35,7 +35,7 @@ class NvmlSamples:
         try:
             self._nvml = nvml = importlib.import_module("pynvml") if nvml is None else nvml
             nvml.nvmlInit()
-            self._handle = _handle(nvml, device)
+            self._handle = _handle(nvml, gpu)
             self._drain()
             self._samples.clear()  # what was before this loop is not its own
         except Exception as failure:  # a driver without NVML, a container without its library: never the user's problem
@@ -98,7 +98,7 @@ def histogram(percents: list[float]) -> NvmlUse | None:
     return NvmlUse(histogram=tuple(counts), zeros_share=zeros / len(percents), num_samples=len(percents))
 
 
-def _handle(nvml: Any, device: torch.device) -> Any:
+def _handle(nvml: Any, gpu: torch.device | str) -> Any:
     """Return the driver's handle: by UUID, since CUDA_VISIBLE_DEVICES renumbers what torch sees."""
-    uuid = str(torch.cuda.get_device_properties(device).uuid)
+    uuid = gpu if isinstance(gpu, str) else str(torch.cuda.get_device_properties(gpu).uuid)
     return nvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}")

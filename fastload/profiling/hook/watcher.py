@@ -205,10 +205,17 @@ class Watcher:
             "device": "cpu" if self._clock is None else self._clock.name,
             "gpu_memory_bytes": None if gpu is None else torch.cuda.max_memory_allocated(gpu),
             "gpu": None if gpu is None else torch.cuda.get_device_name(gpu),
+            # Its number says nothing outside: a launcher may have set CUDA_VISIBLE_DEVICES for this process alone.
+            "gpu_uuid": None if gpu is None else _uuid(gpu),
             "python": sys.version.split()[0], "torch": torch.__version__, "script": sys.argv[:1],
             "began": self._begin_wall, "seconds": time.perf_counter() - self._begin, "clock_began": self._begin,
             "loops": [loop.as_dict() for loop in loops],
         }  # fmt: skip
+
+
+def _uuid(gpu: torch.device) -> str | None:
+    found = getattr(torch.cuda.get_device_properties(gpu), "uuid", None)  # older versions of torch do not tell
+    return None if found is None else str(found)
 
 
 _watcher: Watcher | None = None
