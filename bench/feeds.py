@@ -85,7 +85,8 @@ class Feed:
     def forever(self) -> Iterator[Any]:
         """Yield batches from where the iterator stands, epoch after epoch."""
         while True:
-            yield from self._iterator
+            for batch in self._iterator:  # noqa: UP028 -- `yield from` would close it where this is left
+                yield batch
             self._iterator = iter(self.loader)
 
     @property

@@ -21,6 +21,8 @@ from bench.outputs import Outputs
 from fastload.errors import ConfigError, printable
 
 if TYPE_CHECKING:
+    import torch
+
     from fastload.profiling.loops import Measured
     from fastload.profiling.report import Report
     from fastload.profiling.system import SystemMeter
@@ -146,7 +148,7 @@ class Outside:
         self._next = time.monotonic() + SECONDS_BETWEEN_LOOKS
         try:
             if self._pid not in self._systems:
-                self._begin(self._pid, "cuda:0")
+                self._begin(self._pid, _only_gpu())
             self._find_ranks()
             for system in self._systems.values():
                 system.tick()
@@ -183,12 +185,13 @@ class Outside:
             # The command's own process is looked at anew, too: what came before its first step is no part of a loop.
             if process["pid"] not in self._ranks:
                 self._ranks.add(process["pid"])
-                self._begin(process["pid"], process["device"])
+                self._begin(process["pid"], process["gpu_uuid"])
 
-    def _begin(self, pid: int, device: str) -> None:
+    def _begin(self, pid: int, gpu: torch.device | str | None) -> None:
+        from fastload.profiling.nvml import NvmlSamples
         from fastload.profiling.system import SystemMeter
 
-        self._systems[pid], self._nvml[pid] = SystemMeter(pid=pid), _nvml(device)
+        self._systems[pid], self._nvml[pid] = SystemMeter(pid=pid), None if gpu is None else NvmlSamples(gpu)
 
     def _measured(self, pid: int) -> Measured:
         from fastload.profiling.loops import Measured
@@ -202,12 +205,8 @@ class Outside:
         )  # fmt: skip
 
 
-def _nvml(device: str) -> Any:
-    """Return the driver's samples of a GPU; None where there is none."""
+def _only_gpu() -> torch.device | None:
+    """Return this machine's GPU; None where it has several: which of them a command will use is not known yet."""
     import torch
 
-    from fastload.profiling.nvml import NvmlSamples
-
-    if not device.startswith("cuda") or not torch.cuda.is_available():
-        return None
-    return NvmlSamples(torch.device(device))
+    return torch.device("cuda", 0) if torch.cuda.device_count() == 1 else None

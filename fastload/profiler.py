@@ -22,6 +22,7 @@ from fastload.profiling import ranks, terminal
 from fastload.profiling.actions import MEASURED, ROOM, UPPER_BOUND, Advice, advise
 from fastload.profiling.busy import NUM_STEPS as WINDOW_STEPS
 from fastload.profiling.busy import Busy, BusyWindow
+from fastload.profiling.hook.steps import gpu_in_use
 from fastload.profiling.live import LiveLine
 from fastload.profiling.loops import Feeding, Measured, make_loop, rate
 from fastload.profiling.nvml import NvmlSamples
@@ -37,6 +38,7 @@ NUM_CACHED = 4
 REAL_STEPS = 20  # between two blocks of replayed ones
 REPLAY_STEPS = 10  # of a block, behind its warm-up
 REPLAY_WARMUP = 2
+MIN_WINDOW_STEPS = 5  # of those traced on a GPU, 15 where the loop is long enough
 NUM_LOAD = 24  # batches of the loader alone
 MAX_LOAD_SECONDS = 20.0
 _numbers = count()  # of the profiles of this process: ranks make theirs alike
@@ -54,7 +56,8 @@ class Profile(Generic[Batch]):
         replay: also measure the step alone and the loader alone, and where the time of a sample goes. That changes
             the training a little: after 20 steps, twice, some batches are given again for 12 steps (behind a shorter
             loop once, for 22); at the end the loader is iterated once more, and 64 samples are asked for.
-        device: where the steps run; Accelerate's, else cuda, else mps, else cpu.
+        device: where the steps run; where not given, that of a fastload Loader, else the GPU with most tensors of this
+            process, else Accelerate's, else cuda, else mps, else cpu.
         num_warmup: steps at the very beginning that do not count.
         name: of the loader, in the report.
         model: of the network, in the report.
@@ -92,6 +95,8 @@ class Profile(Generic[Batch]):
         self._name = type(loader).__name__ if name is None else name
         self._json = None if json is None else Path(json)
         self._quiet, self._num_warmup, self._assume_gpu_rate = quiet, num_warmup, assume_gpu_rate
+        if device is None:
+            device = getattr(loader, "device", None) if self._is_ours else gpu_in_use()
         self._device = parse_device(device)
         self._rank, self._world_size = ranks.current()
         self._known_as = f"profile{next(_numbers)}"
@@ -130,15 +135,18 @@ class Profile(Generic[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         self._safely(self._tick)
-        for batch in self._meter.watch(self._loader):
-            if self._batch_shape is None or self._replay:
-                self._safely(self._see, batch)
-            yield batch
-            del batch
-            if time.monotonic() >= self._next_tick:
-                self._safely(self._tick)
-            if self._replay and self._open:
-                yield from self._between()
+        try:
+            for batch in self._meter.watch(self._loader):
+                if self._batch_shape is None or self._replay:
+                    self._safely(self._see, batch)
+                yield batch
+                del batch
+                if time.monotonic() >= self._next_tick:
+                    self._safely(self._tick)
+                if self._replay and self._open:
+                    yield from self._between()
+        finally:  # what comes behind a loop, a validation perhaps, is none of its steps
+            self._safely(self._end_window)
         if self._replay and self._open and self._replay_meter.num_steps < MIN_STEPS and self._cached:
             yield from self._replayed(MIN_STEPS - self._replay_meter.num_steps)
 
@@ -153,6 +161,7 @@ class Profile(Generic[Batch]):
         self._open = False
         atexit.unregister(self.close)
         self._line.clear()
+        self._safely(self._end_window)  # of a loop that an error holds on to
         self._safely(self._finish, complete and self._replay, complete)
         if self._failures and not self._quiet:
             failed = f"The profiler itself failed, and the loop went on without it: {self._failures[0]}"
@@ -183,12 +192,16 @@ class Profile(Generic[Batch]):
             self._meter.settle(WINDOW_STEPS)
             self._safely(self._window.start)
         elif self._window is not None and self._since >= WINDOW_STEPS:
-            window, self._window = self._window, None
-            self._safely(self._end_window, window)
+            self._safely(self._end_window)
 
-    def _end_window(self, window: BusyWindow) -> None:
+    def _end_window(self) -> None:
+        window, self._window = self._window, None
+        if window is None:
+            return
         self._busy = window.stop(self._since)
         self._meter.settle(self._read_ahead)
+        if self._since < MIN_WINDOW_STEPS:  # its loop ended: another one in the next epoch
+            self._busy, self._pauses = None, 2
 
     def _replayed(self, num_steps: int) -> Iterator[Batch]:
         # What workers read ahead meanwhile is used up before real steps count again.

@@ -1,12 +1,16 @@
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench.cli import main
+from bench.feeds import Feed
 from bench.figures import outcome, update
 from bench.peers import find_pair, training_folder
 from bench.training import Options, measure
@@ -183,3 +187,20 @@ def test_training_trains_both_ways_on_the_same_images(tmp_path: Path) -> None:
         measure(write_folder(tmp_path / "few", splits=False), options)
     with pytest.raises(FastloadError, match="not known to timm"):
         replace(options, model="no_such")
+
+
+def test_a_feeds_pass_goes_on_where_it_was_left() -> None:
+    class Counted:
+        """Its pass is a generator, as that of fastload's Loader is."""
+
+        def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            for number in range(30):
+                yield torch.full((2, 3), number), torch.zeros(2)
+
+    feed, seen = Feed("counted", Counted(), torch.device("cpu")), []
+    feed.load_block()  # 15 batches
+    for _ in range(2):
+        seen += [int(images[0, 0]) for images, _ in islice(feed.forever(), 3)]
+    feed.run_block(lambda images, _: seen.append(int(images[0, 0])), 2)
+    assert seen[:8] == [15, 16, 17, 18, 19, 20, 21, 22]
+    assert seen == [*range(15, 15 + len(seen))]

@@ -134,5 +134,8 @@ def test_headspace_and_efficiency() -> None:
     assert headspace(75, 100) == pytest.approx(0.25)
     assert efficiency(75, 300, 100) == pytest.approx(0.75)
     assert efficiency(75, 80, 100) == pytest.approx(0.9375)
+    # 10 ms of augmentation and 10 ms of the step, on one device: 50 images/s at most.
+    assert efficiency(50, 100, 100, own_seconds=0.01) == pytest.approx(1)
+    assert efficiency(30, 40, 100, own_seconds=0.01) == pytest.approx(0.75)
     assert headspace(None, 100) is None
     assert efficiency(75, None, 100) is None

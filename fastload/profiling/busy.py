@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
+from torch._C._autograd import _profiler_enabled
 
 from fastload.profiling.intervals import outside_seconds, union_seconds
 
 NUM_STEPS = 15
+_CALLS = "cu"  # how the names of CUDA's functions begin: cudaLaunchKernel, cuLaunchKernel
 # What makes the host wait until the GPU has caught up. A copy to pageable memory waits too: `.item()` is one.
 _SYNCS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 
@@ -50,10 +53,14 @@ class BusyWindow:
         self._profiler: Any = None
 
     def start(self) -> None:
-        """Begin the window, with nothing under way on the GPU."""
+        """Begin the window, with nothing under way on the GPU; not where somebody else traces already."""
+        if _profiler_enabled():
+            return  # there is one trace at a time: a second one would end the first
+        _set_up(self._device)
         torch.cuda.synchronize(self._device)
-        self._profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
-        self._profiler.__enter__()
+        profiler = _tracer()
+        profiler.__enter__()
+        self._profiler = profiler  # only now: what did not start is not to be ended
 
     def stop(self, num_steps: int) -> Busy | None:
         """End the window, after `num_steps` steps; None where it was not begun or nothing was traced."""
@@ -63,6 +70,19 @@ class BusyWindow:
         torch.cuda.synchronize(self._device)
         profiler.__exit__(None, None, None)
         return summarize(spans(profiler.events()), num_steps)
+
+
+def _tracer() -> Any:
+    # acc_events: without it torch warns that a second cycle would clear the first one's events. There is no second.
+    return torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True)
+
+
+@cache
+def _set_up(device: torch.device) -> None:
+    """Trace a copy and a kernel for nothing: in a process's first trace, launches wait until buffers are set up."""
+    with _tracer():
+        torch.ones(1).to(device).add_(1)
+        torch.cuda.synchronize(device)
 
 
 def spans(events: Iterable[Any]) -> list[Span]:
@@ -77,11 +97,16 @@ def spans(events: Iterable[Any]) -> list[Span]:
 
 
 def summarize(traced: list[Span], num_steps: int) -> Busy | None:
-    """Return the shares; the window reaches from the first to the last thing traced. None where that is no time."""
+    """Return the shares; None where nothing ran on the GPU.
+
+    The window reaches from the host's first call to the GPU's last work: what the tracer itself did around them, which
+    it notes too, is no time of the steps.
+    """
     on_gpu = [span for span in traced if span.on_gpu]
     if not on_gpu or num_steps < 1:
         return None
-    wall = max(span.end for span in traced) - min(span.begin for span in traced)
+    begins = [span.begin for span in traced if span.on_gpu or span.name.startswith(_CALLS)]
+    wall = max(span.end for span in on_gpu) - min(begins)
     if wall <= 0:
         return None
     kernels = [(s.begin, s.end) for s in on_gpu if not s.name.startswith(("Memcpy", "Memset"))]
@@ -89,6 +114,6 @@ def summarize(traced: list[Span], num_steps: int) -> Busy | None:
     syncs = sum(span.name in _SYNCS for span in traced)
     return Busy(
         busy_share=union_seconds(kernels) / wall, copy_share=outside_seconds(copies, kernels) / wall,
-        # One of them is the window's own, at its end.
-        syncs_per_step=max(0, syncs - 1) / num_steps, num_steps=num_steps,
+        # Two of them are at the window's end: its own, and the profiler's.
+        syncs_per_step=max(0, syncs - 2) / num_steps, num_steps=num_steps,
     )  # fmt: skip

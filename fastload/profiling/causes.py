@@ -36,7 +36,7 @@ class Evidence:
     """What was measured; None where it was not.
 
     Attributes:
-        wait_share, num_steps, start_share, efficiency, busy_share, copy_share: as of `judge`.
+        wait_share, num_steps, start_share, efficiency, busy_share, copy_share, own_share: as of `judge`.
         num_workers: processes that load; None where the loader is no DataLoader.
         persistent_workers: whether they outlive an epoch.
         worker_cpu: cores that each of them used.
@@ -58,6 +58,7 @@ class Evidence:
     efficiency: float | None = None
     busy_share: float | None = None
     copy_share: float | None = None
+    own_share: float | None = None
     num_workers: int | None = None
     persistent_workers: bool | None = None
     worker_cpu: tuple[float, ...] | None = None
@@ -196,6 +197,8 @@ def _told(seen: Evidence) -> Iterator[str]:
         yield f"GPU busy {seen.busy_share:.0%}"
     if seen.copy_share is not None:
         yield f"GPU only receiving {seen.copy_share:.0%}, from {'pinned' if seen.pinned else 'pageable'} memory"
+    if seen.own_share is not None:
+        yield f"the loader's own work on the device {seen.own_share:.0%}"
     if seen.syncs_per_step is not None:
         yield f"{seen.syncs_per_step:.1f} synchronizations per step"
     if seen.efficiency is not None:

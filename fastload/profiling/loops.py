@@ -106,11 +106,14 @@ def make_loop(
     interval = ratio_interval(timing.step_waits, timing.step_seconds, period=period)
     real = measured.x_real or rate(timing, period=period)
     values = [None if r is None else r.value for r in (real, measured.x_load, measured.x_replay)]
-    efficiency_share, busy = efficiency(*values), measured.busy
+    own, busy = timing.own_seconds, measured.busy
+    own_each = own / timing.num_images if own and timing.num_images else 0.0
+    efficiency_share = efficiency(values[0], values[1], values[2], own_each)
+    own_share = None if own is None or timing.wall_seconds <= 0 else own / timing.wall_seconds
     read, speed = measured.read_chars_per_second, timing.images_per_second
     evidence = Evidence(
         wait_share=timing.wait_share, num_steps=timing.num_steps, start_share=timing.start_share,
-        efficiency=efficiency_share, busy_share=None if busy is None else busy.busy_share,
+        efficiency=efficiency_share, own_share=own_share, busy_share=None if busy is None else busy.busy_share,
         copy_share=None if busy is None else busy.copy_share,
         syncs_per_step=None if busy is None else busy.syncs_per_step,
         worker_cpu=measured.system.worker_cpu, process_cpu=measured.system.process_cpu,
@@ -136,6 +139,7 @@ def make_loop(
         verdict=judge(
             timing.wait_share, timing.num_steps, device_type, efficiency_share, interval=interval,
             start_share=timing.start_share, busy_share=evidence.busy_share, copy_share=evidence.copy_share,
+            own_share=own_share,
         ),
         series=_series(timing, measured),
     )  # fmt: skip

@@ -1,7 +1,8 @@
 """What the NVIDIA driver itself sampled: share of time with any kernel, drained from its buffer.
 
 The driver samples several times a second by itself and keeps some seconds of it; draining that costs nothing per step.
-"Any kernel" is all it says: a GPU with one small kernel under way counts as used.
+"Any kernel" is all it says: a GPU with one small kernel under way counts as used. Each sample is of a while up to its
+time, a second at most: the first ones are also of what ran before.
 """
 
 from __future__ import annotations
@@ -14,30 +15,31 @@ import torch
 from fastload.profiling.report import NvmlUse
 
 NUM_BINS = 10
+MIN_SAMPLES = 5  # fewer are no histogram
+_SAMPLE_MICROSECONDS = 1_000_000  # what the longest sample is of
 
 
 class NvmlSamples:
     """Samples of one GPU's utilization, in percent, with the driver's time in seconds.
 
     Args:
-        device: a CUDA device.
+        gpu: a CUDA device, or its UUID: another process may number them otherwise.
         nvml: the module `pynvml`, or what stands in for it; imported where not given.
 
     Attributes:
         failure: why there are none; None while all is well.
     """
 
-    def __init__(self, device: torch.device, *, nvml: Any = None) -> None:
+    def __init__(self, gpu: torch.device | str, *, nvml: Any = None) -> None:
         self.failure: str | None = None
         self._samples: list[tuple[float, float]] = []
-        self._last = 0
+        self._last = self._skipped = 0  # times of the last one seen, and of the last one before what is looked at
         self._handle: Any = None
         try:
             self._nvml = nvml = importlib.import_module("pynvml") if nvml is None else nvml
             nvml.nvmlInit()
-            self._handle = _handle(nvml, device)
-            self._drain()
-            self._samples.clear()  # what was before this loop is not its own
+            self._handle = _handle(nvml, gpu)
+            self.skip()  # what was before this loop is not its own
         except Exception as failure:  # a driver without NVML, a container without its library: never the user's problem
             self._handle, self.failure = None, f"{type(failure).__name__}: {failure}"
 
@@ -51,10 +53,11 @@ class NvmlSamples:
             self._handle, self.failure = None, f"{type(failure).__name__}: {failure}"
 
     def skip(self) -> None:
-        """Leave out what the driver has gathered since: something else ran."""
+        """Leave out what the driver has gathered since, and what it is gathering: something else ran."""
         kept = len(self._samples)
         self.drain()
         del self._samples[kept:]
+        self._skipped = self._last
 
     def close(self) -> None:
         """Let go of the driver."""
@@ -69,7 +72,9 @@ class NvmlSamples:
         return tuple((time - first, percent) for time, percent in self._samples)
 
     def result(self) -> NvmlUse | None:
-        """Return the samples as a histogram; None where there are none."""
+        """Return the samples as a histogram; None where there are too few."""
+        if len(self._samples) < MIN_SAMPLES:
+            return None
         return histogram([percent for _, percent in self._samples])
 
     def _drain(self) -> None:
@@ -82,9 +87,12 @@ class NvmlSamples:
             raise
         for sample in samples:
             # Slots that the driver has not filled have time 0.
-            if sample.timeStamp > self._last:
-                self._last = int(sample.timeStamp)
-                self._samples.append((sample.timeStamp / 1e6, float(sample.sampleValue.uiVal)))
+            if sample.timeStamp <= self._last:
+                continue
+            # The first one began before, however far apart they are.
+            is_first, self._last = self._last == self._skipped, int(sample.timeStamp)
+            if not is_first and self._last > self._skipped + _SAMPLE_MICROSECONDS:
+                self._samples.append((self._last / 1e6, float(sample.sampleValue.uiVal)))
 
 
 def histogram(percents: list[float]) -> NvmlUse | None:
@@ -98,7 +106,7 @@ def histogram(percents: list[float]) -> NvmlUse | None:
     return NvmlUse(histogram=tuple(counts), zeros_share=zeros / len(percents), num_samples=len(percents))
 
 
-def _handle(nvml: Any, device: torch.device) -> Any:
+def _handle(nvml: Any, gpu: torch.device | str) -> Any:
     """Return the driver's handle: by UUID, since CUDA_VISIBLE_DEVICES renumbers what torch sees."""
-    uuid = str(torch.cuda.get_device_properties(device).uuid)
+    uuid = gpu if isinstance(gpu, str) else str(torch.cuda.get_device_properties(gpu).uuid)
     return nvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}")

@@ -39,6 +39,7 @@ def judge(
     start_share: float | None = None,
     busy_share: float | None = None,
     copy_share: float | None = None,
+    own_share: float | None = None,
 ) -> Verdict:
     """Judge a loop by the share of time its device waited for data.
 
@@ -51,6 +52,7 @@ def judge(
         start_share: data wait of the first batches of epochs, over the wall time of whole epochs.
         busy_share: time with a kernel on the GPU, over a window of steps.
         copy_share: time in which the GPU did nothing but receive batches, likewise.
+        own_share: time of the loader's own work on the device over wall time, None where it does not tell.
     """
     if wait_share is None or num_steps < MIN_STEPS:
         why = f"{num_steps} steps were measured and {MIN_STEPS} are needed; run longer."
@@ -62,7 +64,7 @@ def judge(
         )
         return Verdict(word="INCONCLUSIVE", why=why, confidence="low")
     verdict = _by_wait(wait_share, start_share, device_type) or _by_rest(
-        wait_share, device_type, efficiency_share, busy_share, copy_share
+        wait_share, device_type, efficiency_share, busy_share, copy_share, own_share
     )
     return replace(verdict, confidence=_confidence(verdict.word, wait_share, num_steps, interval))
 
@@ -86,6 +88,7 @@ def _by_rest(
     efficiency_share: float | None,
     busy_share: float | None,
     copy_share: float | None,
+    own_share: float | None,
 ) -> Verdict:
     share = _waited(wait_share, device_type)
     if copy_share is not None and copy_share >= COPY_BOUND_SHARE:
@@ -102,7 +105,10 @@ def _by_rest(
             why=f"{share}, but the run reaches {efficiency_share:.0%} of what loader and step reach alone: the loader "
             "takes cores or memory from the step; a loader that needs less of them gains up to the rest.",
         )
-    return Verdict(word="NOT INPUT-BOUND", why=f"{share}; faster feeding would gain next to nothing.")
+    why = f"{share}; faster feeding would gain next to nothing."
+    if own_share is not None and own_share >= PARTLY_SHARE:
+        why = f"{share}, and {own_share:.0%} of it went to the loader's own copies and augmentation there."
+    return Verdict(word="NOT INPUT-BOUND", why=why)
 
 
 def _waited(wait_share: float, device_type: str) -> str:
@@ -127,6 +133,16 @@ def headspace(x_real: float | None, x_replay: float | None) -> float | None:
     return 1 - x_real / x_replay if x_real and x_replay else None
 
 
-def efficiency(x_real: float | None, x_load: float | None, x_replay: float | None) -> float | None:
-    """Return X_real / min(X_load, X_replay): below 1, loader and step get in each other's way."""
-    return x_real / min(x_load, x_replay) if x_real and x_load and x_replay else None
+def efficiency(
+    x_real: float | None, x_load: float | None, x_replay: float | None, own_seconds: float = 0.0
+) -> float | None:
+    """Return X_real / min(X_load, X_replay): below 1, loader and step get in each other's way.
+
+    Args:
+        x_real, x_load, x_replay: images/s of the run, of the loader alone and of the step alone.
+        own_seconds: per image, of the loader's own work on the device. Replayed batches are augmented already, and the
+            device does one thing after the other: the ceiling is that of both together.
+    """
+    if not x_real or not x_load or not x_replay:
+        return None
+    return x_real / min(x_load, 1 / (1 / x_replay + own_seconds))

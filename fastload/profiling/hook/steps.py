@@ -16,6 +16,20 @@ NUM_WARMUP = 3
 MAX_ROWS = 4096  # of each loop: beyond it every second one is dropped, and from then on every second one kept
 
 
+def gpu_in_use() -> torch.device | None:
+    """Return the GPU with most of this process's tensors, None where none has any; no GPU is set up by asking.
+
+    The current device does not tell: a script that moves all to `cuda:1` and never calls `set_device` has 0 for it.
+    """
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return None
+    try:
+        held = [torch.cuda.memory_allocated(number) for number in range(torch.cuda.device_count())]
+    except RuntimeError:  # an allocator of somebody else's, that does not count
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cuda", held.index(max(held))) if any(held) else None
+
+
 class HostClock:
     """Times of the host: right where the step is synchronous, as on a CPU."""
 
@@ -42,7 +56,7 @@ class CudaClock:
 
     def __init__(self, device: torch.device) -> None:
         self.name = str(device)
-        self._device = device
+        self.device = device
         self._pool: list[Any] = []
 
     def mark(self) -> Any:
@@ -50,7 +64,7 @@ class CudaClock:
         if torch.cuda.is_current_stream_capturing():
             return None
         event = self._pool.pop() if self._pool else torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record(torch.cuda.current_stream(self._device))
+        event.record(torch.cuda.current_stream(self.device))
         return event
 
     def has_passed(self, mark: Any) -> bool:

@@ -24,7 +24,7 @@ import torch
 
 # Relative: in a watched script this package goes by another name, and fastload may not be installed.
 from .describing import call_site, describe, shape_of
-from .steps import CudaClock, HostClock, Loop, Pass, Step
+from .steps import CudaClock, HostClock, Loop, Pass, Step, gpu_in_use
 
 FOLDER_VARIABLE = "FASTLOAD_WATCH_FOLDER"
 MAX_WORKERS = 4096
@@ -168,9 +168,9 @@ class Watcher:
 
     def _clock_now(self) -> Any:
         """Return the clock of the device that the script uses by now."""
-        if self._clock is None or (isinstance(self._clock, HostClock) and _uses_cuda()):
-            on_gpu = _uses_cuda()
-            self._clock = CudaClock(torch.device("cuda", torch.cuda.current_device())) if on_gpu else HostClock()
+        if not isinstance(self._clock, CudaClock):
+            gpu = gpu_in_use()
+            self._clock = CudaClock(gpu) if gpu is not None else self._clock or HostClock()
         return self._clock
 
     def _loop(self, loader: Any, site: str) -> Loop:
@@ -199,20 +199,23 @@ class Watcher:
         for loop in loops:
             loop.collect()
         rank, world_size = self._find_rank()
-        on_gpu = isinstance(self._clock, CudaClock)
+        gpu = self._clock.device if isinstance(self._clock, CudaClock) else None
         return {
             "pid": os.getpid(), "rank": rank, "world_size": world_size, "error": self.error,
             "device": "cpu" if self._clock is None else self._clock.name,
-            "gpu_memory_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
-            "gpu": torch.cuda.get_device_name() if on_gpu else None,
+            "gpu_memory_bytes": None if gpu is None else torch.cuda.max_memory_allocated(gpu),
+            "gpu": None if gpu is None else torch.cuda.get_device_name(gpu),
+            # Its number says nothing outside: a launcher may have set CUDA_VISIBLE_DEVICES for this process alone.
+            "gpu_uuid": None if gpu is None else _uuid(gpu),
             "python": sys.version.split()[0], "torch": torch.__version__, "script": sys.argv[:1],
             "began": self._begin_wall, "seconds": time.perf_counter() - self._begin, "clock_began": self._begin,
             "loops": [loop.as_dict() for loop in loops],
         }  # fmt: skip
 
 
-def _uses_cuda() -> bool:
-    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+def _uuid(gpu: torch.device) -> str | None:
+    found = getattr(torch.cuda.get_device_properties(gpu), "uuid", None)  # older versions of torch do not tell
+    return None if found is None else str(found)
 
 
 _watcher: Watcher | None = None
