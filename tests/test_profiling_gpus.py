@@ -16,9 +16,10 @@ import torch
 import fastload
 from bench.script import Outside
 from fastload import profiler
-from fastload.profiling import busy, nvml
+from fastload.profiling import busy, nvml, timing
 from fastload.profiling.busy import Busy, BusyWindow
 from fastload.profiling.hook import watcher
+from fastload.profiling.hook.steps import CudaClock
 
 CPU = torch.device("cpu")
 
@@ -208,3 +209,39 @@ def test_the_driver_is_asked_about_the_gpu_that_the_process_itself_names(
     outside.look()
     assert outside._failure is None
     assert asked[-1] == "1-2"
+
+
+class Event:
+    """CUDA's, as far as asking for one spoils a graph that is being captured."""
+
+    def __init__(self, capturing: list[bool]) -> None:
+        self._capturing = capturing
+
+    def record(self, stream: object) -> None:
+        assert not self._capturing[0]
+
+    def query(self) -> bool:
+        assert not self._capturing[0], "the graph is spoiled"
+        return True
+
+    def elapsed_time(self, other: Event) -> float:
+        return 1.0
+
+
+def test_no_event_is_asked_for_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    capturing = [False]
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: Event(capturing))
+    hooked, clock = CudaClock(CPU), timing._CudaClock(CPU)
+    mark = hooked.mark()
+    for number in range(2):
+        clock.step_begins()
+        clock.data_arrived()
+        clock.step_ends(0, number)
+    capturing[0] = True
+    assert not hooked.has_passed(mark)
+    assert list(clock.finished()) == []
+    capturing[0] = False
+    assert hooked.has_passed(mark)
+    assert len(list(clock.finished())) == 2

@@ -326,7 +326,8 @@ class _CudaClock:
             self._pending.append((kind, number, time.perf_counter() - (self._origin or 0.0), events))
 
     def finished(self) -> Iterator[_Step]:
-        while self._pending and self._pending[0][3][3].query():
+        # Even asking whether an event has happened spoils a graph that is being captured.
+        while self._pending and not torch.cuda.is_current_stream_capturing() and self._pending[0][3][3].query():
             kind, number, ended, events = self._pending.popleft()
             begin, arrived, ready, end = events
             own = None if ready is None else arrived.elapsed_time(ready) / 1e3
