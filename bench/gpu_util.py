@@ -1,7 +1,8 @@
 """`bench gpu-util`: the same training step, fed several ways, and its ceiling.
 
 X_real: images/s of the run. X_load: of the loader alone. X_replay: of the step on a few batches that
-are already on the device. headspace = 1 - X_real / X_replay; efficiency = X_real / min(X_load, X_replay).
+are already on the device. headspace = 1 - X_real / X_replay; efficiency = X_real / min(X_load, X_both), where X_both
+is X_replay and the loader's own work on the device, one after the other.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def measure(folder: Path, *, store: int, size: int, batch_size: int, epochs: int
         recipes = {
             placement: {
                 "maker": "fast_loader", "dataset": str(dataset), "placement": placement, "size": size,
-                "batch_size": batch_size,
+                "batch_size": batch_size, "settled": True,
             }
             for placement in ("host", "mapped")
         }  # fmt: skip
@@ -45,7 +45,8 @@ def measure(folder: Path, *, store: int, size: int, batch_size: int, epochs: int
                 growth = statistics.median(peaks[-5:]) - statistics.median(peaks[3:8])
                 rows[name] = {
                     "added_mib": round(added / MIB, 1), "batches": round(beyond / batch_bytes, 2),
-                    "growth_mib": round(growth / MIB, 2), "peaks_mib": [round(p / MIB, 1) for p in peaks],
+                    "growth_mib": round(growth / MIB, 2), "once_mib": round(child.once_bytes / MIB, 1),
+                    "peaks_mib": [round(p / MIB, 1) for p in peaks],
                 }  # fmt: skip
     return {
         "schema": "fastload-bench-memory", "version": 1, "command": command(), **environment(),
@@ -68,6 +69,8 @@ def say(result: dict[str, Any], file: Path | None) -> None:
     for name, row in result["placements"].items():
         table.add_row(name, f"{row['added_mib']:,.1f}", f"{row['batches']:.2f}", f"{row['growth_mib']:+.2f}")
     Console().print(table)
+    once = max(row["once_mib"] for row in result["placements"].values())
+    print(f"Before that, once in a process, for torch's kernels and compiled code: {once:,.0f} MiB.")
     if file is not None:
         write_json(file, result)
         print(f"wrote {file}")

@@ -10,12 +10,15 @@ import gc
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from fastload.augment.compiling import WORTH_BATCHES
 from fastload.errors import ConfigError
 from fastload.memory import resident_bytes
 
@@ -24,11 +27,13 @@ class Child:
     """A loader in a process of its own.
 
     Args:
-        recipe: `maker`, the name of a function of bench/peers.py, and its arguments; fit for JSON.
+        recipe: `maker`, the name of a function of bench/peers.py, and its arguments; fit for JSON. With `settled`
+            the process has compiled what it compiles once before the loader is made.
 
     Attributes:
         first_batch_seconds: from the call of the maker to the first batch, imports apart.
         private_bytes: of the process before the loader was made.
+        once_bytes: what torch and Numba took before that, once in a process: threads, kernels, compiled code.
     """
 
     def __init__(self, recipe: dict[str, Any]) -> None:
@@ -40,6 +45,7 @@ class Child:
         answer = self._answer()
         self.first_batch_seconds = float(answer["first_batch_seconds"])
         self.private_bytes = int(answer["private_bytes"])
+        self.once_bytes = int(answer["once_bytes"])
 
     def epoch(self) -> dict[str, float]:
         """Run an epoch; return `images`, `seconds` and `private_bytes` (the most after any batch)."""
@@ -79,17 +85,32 @@ def children(recipes: dict[str, dict[str, Any]]) -> Iterator[dict[str, Child]]:
             child.close()
 
 
+def settle(loader: Any) -> None:
+    """Give batches until what is compiled beside them is there, and some more that use it."""
+    for _ in islice(loader, 2 * WORTH_BATCHES):
+        pass
+    for thread in threading.enumerate():
+        if thread.name == "fastload-compile":
+            thread.join()
+    for _ in islice(loader, WORTH_BATCHES):
+        pass
+
+
 def main() -> None:
     """Make the loader that the argument describes, and run an epoch for every line of standard input."""
     from bench import peers
 
     recipe = json.loads(sys.argv[1])
+    settled = recipe.pop("settled", False)
     make = getattr(peers, recipe.pop("maker"))
     arguments = {k: Path(v) if k in ("folder", "dataset", "beton") else v for k, v in recipe.items()}
     peers.warm_up(make.__name__)
+    bare = resident_bytes()
     if recipe.get("placement") in ("host", "mapped"):
         # What torch takes once, for threads and kernels, is not the loader's.
         next(iter(make(**{**arguments, "placement": "mapped"})))
+        if settled:
+            settle(make(**{**arguments, "placement": "mapped", "batch_size": 2}))
         gc.collect()
     before = resident_bytes()
     begin = time.perf_counter()
@@ -97,7 +118,8 @@ def main() -> None:
     batches = iter(loader)
     next(batches)
     seconds = time.perf_counter() - begin
-    print(json.dumps({"first_batch_seconds": seconds, "private_bytes": before}), flush=True)
+    told = {"first_batch_seconds": seconds, "private_bytes": before, "once_bytes": before - bare}
+    print(json.dumps(told), flush=True)
     for _ in batches:
         pass  # to its end: ffcv keeps the thread of an epoch that is left
     for _ in sys.stdin:
