@@ -29,7 +29,8 @@ class Shift(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # noqa: D102
-        return x + 8 * self.bias.view(-1, 1, 1)
+        # In x's own type: a float32 bias would make all that follows under autocast float32, too.
+        return x + (8 * self.bias).to(x.dtype).view(-1, 1, 1)
 
 
 def make_network(width: int, classes: int, filters: torch.Tensor) -> nn.Sequential:

@@ -146,6 +146,16 @@ def test_whitened_patches_are_uncorrelated_and_of_one_size(recipe, colours: Path
     assert "0.filters" not in dict(network.named_parameters())
 
 
+def test_under_autocast_a_shift_stays_in_half_precision(recipe) -> None:  # type: ignore[no-untyped-def]
+    network = recipe("speed_network").make_network(4, 2, torch.randn(24, 3, 2, 2))
+    seen: list[torch.dtype] = []
+    for layer in network:
+        layer.register_forward_hook(lambda _layer, _inputs, output: seen.append(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        network(torch.randn(3, 3, 32, 32))
+    assert set(seen) == {torch.bfloat16}
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_classic_takes_its_size(recipe, channels: int) -> None:  # type: ignore[no-untyped-def]
     models, classics = recipe("models"), recipe("classics")
