@@ -5,10 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench.cli import main
 from bench.figures import outcome, update
-from bench.peers import find_pair, training_folder
+from bench.gpu_util import Options as Feeding
+from bench.gpu_util import _feed
+from bench.peers import find_pair, folder_loader, training_folder
 from bench.training import Options, measure
 from fastload.errors import FastloadError
 from tests.conftest import ROOT, launch, write_folder
@@ -92,6 +95,24 @@ def test_a_dataset_is_measured_with_the_folder_beside_it(tmp_path: Path, dataset
     shutil.copytree(dataset, tmp_path / "alone.fastload")
     with pytest.raises(FastloadError, match="not beside it"):
         find_pair(tmp_path / "alone.fastload")
+
+
+def test_batches_are_pinned_only_for_a_gpu_that_takes_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A machine with a GPU, where batches are wanted on the CPU.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    sizes = {"size": 16, "batch_size": 3, "workers": 0}
+    assert not folder_loader(folder / "train", store=20, **sizes).pin_memory
+    options = Feeding(model="resnet18", steps=1, precision="no", device=None, max_images=9, **sizes)  # type: ignore[arg-type]
+    feed = _feed("folder", folder / "train", None, folder, 20, options, torch.device("cpu"))
+    assert not feed.loader.pin_memory
+
+
+@pytest.mark.gpu
+def test_a_folder_that_feeds_a_gpu_is_pinned(folder: Path) -> None:
+    options = Feeding(model="resnet18", size=16, batch_size=3, workers=0, steps=1, precision="no", device=None,
+                      max_images=9)  # fmt: skip
+    feed = _feed("folder", folder / "train", None, folder, 20, options, torch.device("cuda", 0))
+    assert feed.loader.pin_memory
 
 
 def test_a_part_of_a_folder_keeps_its_classes(tmp_path: Path) -> None:
