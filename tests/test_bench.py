@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench import training
 from bench.cli import main
 from bench.figures import outcome, update
 from bench.gpu_util import Options as Feeding
 from bench.gpu_util import _feed
 from bench.peers import find_pair, folder_loader, training_folder
 from bench.training import Options, measure
-from fastload.errors import FastloadError
+from fastload.errors import ConfigError, FastloadError
 from tests.conftest import ROOT, launch, write_folder
 from tests.reports_help import check_report
 
@@ -204,3 +205,22 @@ def test_training_trains_both_ways_on_the_same_images(tmp_path: Path) -> None:
         measure(write_folder(tmp_path / "few", splits=False), options)
     with pytest.raises(FastloadError, match="not known to timm"):
         replace(options, model="no_such")
+
+
+def test_both_ways_train_under_the_same_switches_and_neither_starts_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[object] = []
+    network = training._network
+
+    def first_run(*_: object) -> float:
+        raise ConfigError(f"{done}")
+
+    monkeypatch.setattr(training, "set_switches", lambda device, **switches: done.append(switches))
+    monkeypatch.setattr(training, "_network", lambda *arguments: done.append("warmed up") or network(*arguments))
+    monkeypatch.setattr(training, "_usual_loop", first_run)
+    options = Options(model="quick", size=16, batch_size=3, epochs=1, seeds=1, workers=0, lr=1e-3, crop="padded",
+                      precision="bf16")  # fmt: skip
+    with pytest.raises(ConfigError) as began:
+        measure(write_folder(tmp_path / "insects"), options)
+    assert str(began.value) == str([{"tf32": True, "deterministic": False}, "warmed up"])
