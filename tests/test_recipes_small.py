@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from bench.figures import outcome
 from fastload import Augment, convert, open_dataset, settings
@@ -121,13 +122,68 @@ def test_without_relu_the_quick_network_is_the_notes(recipe) -> None:  # type: i
     assert sum(p.numel() for p in module.make_network(3, 10, relu=False).parameters()) == 145_578
 
 
-def test_cifar10_speed_trains_twice_with_seeds_of_their_own(recipe, colours: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+def test_cifar10_speed_compiles_once_and_every_run_begins_anew(  # type: ignore[no-untyped-def]
+    recipe, colours: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter, compiled = CompileCounter(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda *given, **more: compiled(*given, **more, backend=counter))
     module = recipe("cifar10_speed")
-    more = {"mixed_precision": "no", "width": 4, "runs": 2, "cutout": 8}
-    module.main(module.Settings(dataset=colours, output=tmp_path / "run", **FEW, **more))
-    first, second = (result_of(tmp_path / "run" / f"run-{n}") for n in (1, 2))
-    assert first["epochs"][0]["train_loss"] != second["epochs"][0]["train_loss"]
-    assert "(mean of 2 runs of" in capsys.readouterr().out
+    train_once, done = module.train_once, []
+
+    def seen(s: Any, *given: Any) -> Any:
+        result = train_once(s, *given)
+        done.append((s, given, result.epochs[-1].train_loss, counter.frame_count))
+        return result
+
+    monkeypatch.setattr(module, "train_once", seen)
+    more = {"mixed_precision": "bf16", "width": 4, "runs": 2, "cutout": 8, "compile": True}
+    module.main(module.Settings(dataset=colours, output=tmp_path / "run", **{**FEW, **more}))
+    seen(done[1][0], *done[1][1])
+    assert [count for *_, count in done] == [2] * 4, "one graph to train and one to evaluate, made in the warm-up"
+    first, second, again = (loss for _, _, loss, _ in done[1:])
+    assert first == again != second
+    out = capsys.readouterr().out
+    assert "(mean of 2 runs of" in out
+    assert " s before them" in out
+    of_run, whole = result_of(tmp_path / "run" / "run-1"), result_of(tmp_path / "run")
+    assert of_run["epochs"][0]["accuracy"] is None, "no evaluation within an epoch"
+    assert len(whole["accuracies"]) == 2
+    with pytest.raises(ConfigError, match="Lookahead"):
+        module.main(module.Settings(dataset=colours, resume=True))
+
+
+def test_evaluation_looks_at_moved_views_too(recipe) -> None:  # type: ignore[no-untyped-def]
+    speed = recipe("speed_network")
+    x = torch.randn(2, 3, 6, 6)
+    views = speed.Views(torch.nn.Flatten(), moved=True)
+    assert torch.equal(views(x), x.flatten(1)), "in training the image alone"
+    views.eval()
+    wide = np.pad(x.numpy(), ((0, 0), (0, 0), (1, 1), (1, 1)), mode="reflect")
+    expected = x.numpy() / 2 + (wide[:, :, :6, :6] + wide[:, :, 2:, 2:]) / 4
+    np.testing.assert_allclose(views(x).numpy(), expected.reshape(2, -1), rtol=1e-6)
+    assert torch.equal(speed.Views(torch.nn.Flatten(), moved=False).eval()(x), x.flatten(1))
+
+
+def test_lookahead_goes_back_to_slow_weights_after_five_steps_and_the_last(recipe) -> None:  # type: ignore[no-untyped-def]
+    network = torch.nn.Linear(1, 1, bias=False)
+    network.register_buffer("count", torch.tensor(0))
+    torch.nn.init.zeros_(network.weight)
+    optimizer, seen = torch.optim.SGD(network.parameters(), lr=1.0), []
+
+    def step() -> None:
+        network.weight.grad = -torch.ones_like(network.weight)  # one more at every step
+        optimizer.step()
+
+    with recipe("lookahead").Lookahead(network, 12):
+        for _ in range(12):
+            step()
+            seen.append(network.weight.item())
+    step()
+    assert seen[:9] == [1, 2, 3, 4, 5, 6, 7, 8, 9], "nothing to go back to before the fifth"
+    tenth = 5 + (1 - 0.95**5 * (10 / 12) ** 3) * 5
+    last = tenth + (1 - 0.95**5) * 2
+    assert seen[9:] == pytest.approx([tenth, tenth + 1, last], rel=1e-6)
+    assert network.weight.item() == pytest.approx(last + 1), "after `with` it follows no more"
 
 
 def test_whitened_patches_are_uncorrelated_and_of_one_size(recipe, colours: Path) -> None:  # type: ignore[no-untyped-def]
