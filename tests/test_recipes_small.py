@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounter
 
 from bench.figures import outcome
 from fastload import Augment, convert, open_dataset, settings
@@ -125,22 +124,24 @@ def test_without_relu_the_quick_network_is_the_notes(recipe) -> None:  # type: i
 def test_cifar10_speed_compiles_once_and_every_run_begins_anew(  # type: ignore[no-untyped-def]
     recipe, colours: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counter, compiled = CompileCounter(), torch.compile
-    monkeypatch.setattr(torch, "compile", lambda *given, **more: compiled(*given, **more, backend=counter))
+    compiled: list[torch.nn.Module] = []  # really compiled, it takes ten seconds; see the next test
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
     module = recipe("cifar10_speed")
     train_once, done = module.train_once, []
 
     def seen(s: Any, *given: Any) -> Any:
         result = train_once(s, *given)
-        done.append((s, given, result.epochs[-1].train_loss, counter.frame_count))
+        done.append((s, given, result.epochs[-1].train_loss))
         return result
 
     monkeypatch.setattr(module, "train_once", seen)
-    more = {"mixed_precision": "bf16", "width": 4, "runs": 2, "cutout": 8, "compile": True}
+    more = {"mixed_precision": "no", "width": 4, "runs": 2, "cutout": 8, "compile": True}
     module.main(module.Settings(dataset=colours, output=tmp_path / "run", **{**FEW, **more}))
     seen(done[1][0], *done[1][1])
-    assert [count for *_, count in done] == [2] * 4, "one graph to train and one to evaluate, made in the warm-up"
-    first, second, again = (loss for _, _, loss, _ in done[1:])
+    network = done[0][1][0]
+    assert compiled == [network.layers]
+    assert all(given[0] is network for _, given, _ in done), "another network would be compiled anew"
+    first, second, again = (loss for *_, loss in done[1:])
     assert first == again != second
     out = capsys.readouterr().out
     assert "(mean of 2 runs of" in out
@@ -150,6 +151,18 @@ def test_cifar10_speed_compiles_once_and_every_run_begins_anew(  # type: ignore[
     assert len(whole["accuracies"]) == 2
     with pytest.raises(ConfigError, match="Lookahead"):
         module.main(module.Settings(dataset=colours, resume=True))
+
+
+def test_the_speed_networks_layers_are_compiled_as_a_whole_and_stay_so(recipe) -> None:  # type: ignore[no-untyped-def]
+    from torch._dynamo.testing import CompileCounter  # takes a second
+
+    counter, classic = CompileCounter(), recipe("models")
+    layers = recipe("speed_network").Layers(torch.nn.Linear(3, 2), classic.Affine(torch.ones(()), torch.ones(())))
+    layers.compile(backend=counter)
+    for _ in range(2):
+        layers(torch.ones(2, 3))
+        layers.load_state_dict({name: weight + 1 for name, weight in layers.state_dict().items()})
+    assert (counter.frame_count, counter.op_count) == (1, 3)
 
 
 def test_evaluation_looks_at_moved_views_too(recipe) -> None:  # type: ignore[no-untyped-def]
