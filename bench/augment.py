@@ -232,7 +232,7 @@ def _time(run: Run, device: torch.device) -> tuple[float, float]:
     torch.cuda.synchronize()
     # Again, behind a spin that lasts longer than launching did, at any clock below 3 GHz: on an idle GPU the events
     # would show how fast the host launches. A call that compiles takes seconds, and is not waited for.
-    torch.cuda._sleep(int((1e-3 + 1.5 * min(host, 0.2)) * 3e9))
+    torch.cuda._sleep(int((1e-3 + 1.5 * min(host, 0.2)) * 3e9))  # type: ignore[no-untyped-call]
     start.record()
     run()
     end.record()

@@ -9,11 +9,9 @@ alternating flip and most of the numbers are Keller Jordan's ("94% on CIFAR-10 i
 github.com/KellerJordan/cifar10-airbench); whitening and label smoothing at this speed are Tysam Balsam's (hlb-CIFAR10)
 and David Page's ("How to Train Your ResNet"). The code is our own, and images come through the Loader, Augment and
 Trainer of every other recipe. Jordan's airbench94.py comes to 94.01% in 9.9 epochs; 14 leave room for what differs
-here: bfloat16, another schedule, biases that do not decay.
-
-The seconds of a run are those of its epochs, loading included, and of one evaluation at its end. What comes before the
-first run (whitening, compiling, a warm-up of three steps) is told apart; moving data into memory at the beginning of a
-run, and writing a checkpoint after each epoch, are left out.
+here: bfloat16, another schedule, biases that do not decay. The seconds of a run are those of its epochs, loading
+included, and of one evaluation at its end. What comes before the first run (whitening, compiling, a warm-up of three
+steps) is told apart; moving data into memory when a run begins, and a checkpoint after each epoch, are left out.
 
 Not measured on a GPU yet; on a CPU it was run for a few steps only.
 """
@@ -76,9 +74,10 @@ def main(s: Settings) -> None:
     if s.resume or s.ema is not None:
         raise ConfigError("--resume and --ema do not go with Lookahead, whose weights are not saved; leave them out.")
     begin = time.perf_counter()
-    train, test = (fastload.open_dataset(s.dataset, split) for split in ("train", "test"))
+    train = fastload.open_dataset(s.dataset, "train")
     if train.sample_shape != (SIZE, SIZE, 3):
         raise ConfigError(f"{s.dataset} holds images of {train.sample}; convert colour images with --size {SIZE}.")
+    test = fastload.open_dataset(s.dataset, "test")
     plain = [T.ToImage(), T.ToDtype(torch.float32, scale=True), T.Normalize(train.mean, train.std)]
     filters = whitening(train, fastload.Augment(plain))
     layers = make_network(s.width, len(train.classes), filters)
@@ -110,9 +109,8 @@ def train_once(
     with Lookahead(network, s.epochs * steps):
         result = trainer.fit(network, loader, info={"model": f"speed {s.width}", "compiled": s.compile})
     begin = time.perf_counter()
-    found = trainer.evaluate(network, test_loader)
+    last = replace(result.epochs[-1], **trainer.evaluate(network, test_loader).figures)  # type: ignore[arg-type]
     seconds = sum(e.seconds for e in result.epochs) + time.perf_counter() - begin
-    last = replace(result.epochs[-1], **found.figures)  # type: ignore[arg-type]
     return replace(result, seconds=seconds, epochs=(*result.epochs[:-1], last))
 
 

@@ -37,5 +37,6 @@ class Lookahead:
         kept = 0.95**5 * (self._done / self._num_steps) ** 3
         for name, fast in self._network.state_dict().items():
             if fast.is_floating_point():
-                slow = self._slow.setdefault(name, fast.clone()).lerp_(fast, 1 - kept)
-                fast.copy_(slow)
+                if name not in self._slow:
+                    self._slow[name] = fast.clone()
+                fast.copy_(self._slow[name].lerp_(fast, 1 - kept))
