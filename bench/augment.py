@@ -35,6 +35,8 @@ Run = Callable[[], Any]
 def measure(*, store: int, size: int, batch_size: int | None, rounds: int, device: str | None) -> dict[str, Any]:
     """Run every peer in turn on one batch of noise and return the result, ready for JSON."""
     where = parse_device(device)
+    if where.type == "cuda":
+        torch.cuda.set_device(where)  # events are of the current one
     count = batch_size or (512 if where.type == "cuda" else 64)
     if rounds < 1 or count < 1 or not 1 <= size <= store:
         raise ConfigError(f"rounds={rounds}, batch_size={count}, size={size}, store={store}: at least 1 of each, and "
@@ -211,7 +213,12 @@ def _compare(peers: dict[str, Run], rounds: int, count: int, device: torch.devic
 
 
 def _time(run: Run, device: torch.device) -> tuple[float, float]:
-    """Return (seconds until the batch is there, seconds until the host goes on; on a CPU: seconds of all its cores)."""
+    """Return two times of one call.
+
+    On a CPU: seconds until the batch is there, and seconds of all its cores. On a GPU: seconds of its work with the
+    host ahead of it, and the host's seconds alone; of a call that waits for the GPU, takes 0.2 s or queues a thousand
+    launches, the first holds some of the second.
+    """
     if device.type != "cuda":
         begin, begin_cores = time.perf_counter(), time.process_time()
         run()
@@ -219,23 +226,30 @@ def _time(run: Run, device: torch.device) -> tuple[float, float]:
     event: Any = torch.cuda.Event
     start, end = event(enable_timing=True), event(enable_timing=True)
     torch.cuda.synchronize()
-    start.record()
     begin = time.perf_counter()
     run()
     host = time.perf_counter() - begin
+    torch.cuda.synchronize()
+    # Again, behind a spin that lasts longer than launching did, at any clock below 3 GHz: on an idle GPU the events
+    # would show how fast the host launches. A call that compiles takes seconds, and is not waited for.
+    torch.cuda._sleep(int((1e-3 + 1.5 * min(host, 0.2)) * 3e9))  # type: ignore[no-untyped-call]
+    start.record()
+    run()
     end.record()
     torch.cuda.synchronize()
     return start.elapsed_time(end) / 1000, host
 
 
-def _launches(run: Run) -> int:
-    """Return how many kernels, copies and fills one call starts on the GPU."""
+def _launches(run: Run) -> int | None:
+    """Return how many kernels, copies and fills one call starts on the GPU; None where torch cannot trace them."""
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+    # acc_events: without it torch warns that a later cycle, of which there is none, clears what was traced.
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
         run()
         torch.cuda.synchronize()
-    return len([event for event in profiler.events() or () if "CUDA" in str(event.device_type)])
+    # Whatever is measured here launches something: none means no CUPTI.
+    return len([event for event in profiler.events() or () if "CUDA" in str(event.device_type)]) or None
 
 
 def _floor(num_bytes: int, device: torch.device) -> dict[str, float]:
@@ -268,7 +282,8 @@ def say(result: dict[str, Any], file: Any) -> None:
         print(f"floor: {floor['bytes']:,} bytes at {floor['copy_gb_per_second']:,} GB/s = {floor['microseconds']} us")
         for pipeline, peers in result["results"].items():
             ours = peers[OURS]
-            print(f"  {pipeline}: {ours['times_floor']} times the floor, {ours['launches']} launches, "
+            launches = "launches not traced" if ours["launches"] is None else f"{ours['launches']} launches"
+            print(f"  {pipeline}: {ours['times_floor']} times the floor, {launches}, "
                   f"{ours['host_us']} us on the host")  # fmt: skip
     for name, reason in result["not_measured"].items():
         print(f"not measured: {name}: {reason}")

@@ -107,7 +107,7 @@ def _feed(
     """Return one way of feeding, what it needs converted first."""
     sizes: dict[str, Any] = {"size": options.size, "batch_size": options.batch_size}
     if kind == "folder":
-        loader = folder_loader(images, store=store, workers=options.workers, **sizes)
+        loader = folder_loader(images, store=store, workers=options.workers, pin=device.type == "cuda", **sizes)
         return Feed(f"ImageFolder + DataLoader({options.workers})", loader, device)
     if kind == "ffcv":
         loader = beton_loader(images, scratch / "beton", store=store, workers=max(1, options.workers), device=device,

@@ -36,15 +36,18 @@ def transforms(size: int, crop: Crop = "plain") -> T.Compose:
     ])  # fmt: skip
 
 
-def folder_loader(folder: Path, *, store: int, size: int, batch_size: int, workers: int, crop: Crop = "plain") -> Any:
+def folder_loader(
+    folder: Path, *, store: int, size: int, batch_size: int, workers: int, crop: Crop = "plain", pin: bool = False
+) -> Any:
     """Return the usual loader: ImageFolder, torchvision's transforms, DataLoader.
 
     Images come from their files, so they are first brought to `store` pixels, which conversion does once.
+    `pin` is for batches that a GPU will copy: a thread more, and a CUDA context in the loader's process.
     """
     steps = [T.Resize((store, store)), *transforms(size, crop).transforms]
     return torch.utils.data.DataLoader(
         ImageFolder(str(folder), transform=T.Compose(steps)), batch_size, shuffle=True, drop_last=True,
-        num_workers=workers, persistent_workers=workers > 0, pin_memory=torch.cuda.is_available(),
+        num_workers=workers, persistent_workers=workers > 0, pin_memory=pin,
     )  # fmt: skip
 
 

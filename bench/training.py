@@ -25,6 +25,7 @@ from torch import nn
 
 import fastload
 from bench.peers import MEAN, STD
+from fastload.devices import parse_device, set_switches
 from fastload.errors import ConfigError, printable
 from fastload.profiling.report import command, environment, write_json
 
@@ -86,6 +87,7 @@ def measure(folder: Path, options: Options) -> dict[str, Any]:
         files = _files(folder, dataset)
         if not files["valid"]:
             raise ConfigError(f"{printable(folder)} has too few images to leave a tenth out; add a folder valid/.")
+        _warm_up(options, 1 + max(label for _, label in files["train"]))
         runs: dict[str, list[dict[str, float]]] = {"usual loop": [], "recipe": []}
         for seed in range(options.seeds):
             for name, train in (("usual loop", _usual_loop), ("recipe", _recipe)):
@@ -164,9 +166,22 @@ def _network(options: Options, num_classes: int) -> nn.Module:
     )
 
 
+def _warm_up(options: Options, num_classes: int) -> None:
+    """Set for both ways what Trainer sets for a process, and take one step that no run has to begin with."""
+    device = parse_device(None)
+    set_switches(device, tf32=True, deterministic=False)
+    model = _network(options, num_classes).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = torch.randn(options.batch_size, 3, options.size, options.size, device=device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16"):
+        logits = model(images.contiguous(memory_format=torch.channels_last))
+    logits.float().sum().backward()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def _usual_loop(files: dict[str, list[tuple[Path, int]]], options: Options, seed: int, _scratch: Path) -> float:
     torch.manual_seed(seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = parse_device(None)
     resize = T.Resize((options.size, options.size))
     train, valid = (
         torch.utils.data.DataLoader(

@@ -85,6 +85,9 @@ class Run:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = self.prepared = model.to(accelerator.device)
         if config.compile:
+            # Graphs of earlier runs fit their own prepared models alone, and count towards Dynamo's limit of graphs,
+            # beyond which it would leave this one uncompiled.
+            torch.compiler.reset()
             model.compile()  # in place: a wrapper would put its name before every key of a checkpoint
         self.ema: Any = None
         if config.ema is not None:

@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench import training
 from bench.cli import main
 from bench.feeds import Feed
 from bench.figures import outcome, update
-from bench.peers import find_pair, training_folder
+from bench.gpu_util import Options as Feeding
+from bench.gpu_util import _feed
+from bench.peers import find_pair, folder_loader, training_folder
 from bench.training import Options, measure
-from fastload.errors import FastloadError
+from fastload.errors import ConfigError, FastloadError
 from tests.conftest import ROOT, launch, write_folder
 from tests.reports_help import check_report
 
@@ -96,6 +99,24 @@ def test_a_dataset_is_measured_with_the_folder_beside_it(tmp_path: Path, dataset
     shutil.copytree(dataset, tmp_path / "alone.fastload")
     with pytest.raises(FastloadError, match="not beside it"):
         find_pair(tmp_path / "alone.fastload")
+
+
+def test_batches_are_pinned_only_for_a_gpu_that_takes_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A machine with a GPU, where batches are wanted on the CPU.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    sizes = {"size": 16, "batch_size": 3, "workers": 0}
+    assert not folder_loader(folder / "train", store=20, **sizes).pin_memory
+    options = Feeding(model="resnet18", steps=1, precision="no", device=None, max_images=9, **sizes)  # type: ignore[arg-type]
+    feed = _feed("folder", folder / "train", None, folder, 20, options, torch.device("cpu"))
+    assert not feed.loader.pin_memory
+
+
+@pytest.mark.gpu
+def test_a_folder_that_feeds_a_gpu_is_pinned(folder: Path) -> None:
+    options = Feeding(model="resnet18", size=16, batch_size=3, workers=0, steps=1, precision="no", device=None,
+                      max_images=9)  # fmt: skip
+    feed = _feed("folder", folder / "train", None, folder, 20, options, torch.device("cuda", 0))
+    assert feed.loader.pin_memory
 
 
 def test_a_part_of_a_folder_keeps_its_classes(tmp_path: Path) -> None:
@@ -204,3 +225,22 @@ def test_a_feeds_pass_goes_on_where_it_was_left() -> None:
     feed.run_block(lambda images, _: seen.append(int(images[0, 0])), 2)
     assert seen[:8] == [15, 16, 17, 18, 19, 20, 21, 22]
     assert seen == [*range(15, 15 + len(seen))]
+
+
+def test_both_ways_train_under_the_same_switches_and_neither_starts_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[object] = []
+    network = training._network
+
+    def first_run(*_: object) -> float:
+        raise ConfigError(f"{done}")
+
+    monkeypatch.setattr(training, "set_switches", lambda device, **switches: done.append(switches))
+    monkeypatch.setattr(training, "_network", lambda *arguments: done.append("warmed up") or network(*arguments))
+    monkeypatch.setattr(training, "_usual_loop", first_run)
+    options = Options(model="quick", size=16, batch_size=3, epochs=1, seeds=1, workers=0, lr=1e-3, crop="padded",
+                      precision="bf16")  # fmt: skip
+    with pytest.raises(ConfigError) as began:
+        measure(write_folder(tmp_path / "insects"), options)
+    assert str(began.value) == str([{"tf32": True, "deterministic": False}, "warmed up"])

@@ -121,13 +121,82 @@ def test_without_relu_the_quick_network_is_the_notes(recipe) -> None:  # type: i
     assert sum(p.numel() for p in module.make_network(3, 10, relu=False).parameters()) == 145_578
 
 
-def test_cifar10_speed_trains_twice_with_seeds_of_their_own(recipe, colours: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+def test_cifar10_speed_compiles_once_and_every_run_begins_anew(  # type: ignore[no-untyped-def]
+    recipe, colours: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[torch.nn.Module] = []  # really compiled, it takes ten seconds; see the next test
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
     module = recipe("cifar10_speed")
-    more = {"mixed_precision": "no", "width": 4, "runs": 2, "cutout": 8}
-    module.main(module.Settings(dataset=colours, output=tmp_path / "run", **FEW, **more))
-    first, second = (result_of(tmp_path / "run" / f"run-{n}") for n in (1, 2))
-    assert first["epochs"][0]["train_loss"] != second["epochs"][0]["train_loss"]
-    assert "(mean of 2 runs of" in capsys.readouterr().out
+    train_once, done = module.train_once, []
+
+    def seen(s: Any, *given: Any) -> Any:
+        result = train_once(s, *given)
+        done.append((s, given, result.epochs[-1].train_loss))
+        return result
+
+    monkeypatch.setattr(module, "train_once", seen)
+    more = {"mixed_precision": "no", "width": 4, "runs": 2, "cutout": 8, "compile": True}
+    module.main(module.Settings(dataset=colours, output=tmp_path / "run", **{**FEW, **more}))
+    seen(done[1][0], *done[1][1])
+    network = done[0][1][0]
+    assert compiled == [network.layers]
+    assert all(given[0] is network for _, given, _ in done), "another network would be compiled anew"
+    first, second, again = (loss for *_, loss in done[1:])
+    assert first == again != second
+    out = capsys.readouterr().out
+    assert "(mean of 2 runs of" in out
+    assert " s before them" in out
+    of_run, whole = result_of(tmp_path / "run" / "run-1"), result_of(tmp_path / "run")
+    assert of_run["epochs"][0]["accuracy"] is None, "no evaluation within an epoch"
+    assert len(whole["accuracies"]) == 2
+    with pytest.raises(ConfigError, match="Lookahead"):
+        module.main(module.Settings(dataset=colours, resume=True))
+
+
+def test_the_speed_networks_layers_are_compiled_as_a_whole_and_stay_so(recipe) -> None:  # type: ignore[no-untyped-def]
+    from torch._dynamo.testing import CompileCounter  # takes a second
+
+    counter, classic = CompileCounter(), recipe("models")
+    layers = recipe("speed_network").Layers(torch.nn.Linear(3, 2), classic.Affine(torch.ones(()), torch.ones(())))
+    layers.compile(backend=counter)
+    for _ in range(2):
+        layers(torch.ones(2, 3))
+        layers.load_state_dict({name: weight + 1 for name, weight in layers.state_dict().items()})
+    assert (counter.frame_count, counter.op_count) == (1, 3)
+
+
+def test_evaluation_looks_at_moved_views_too(recipe) -> None:  # type: ignore[no-untyped-def]
+    speed = recipe("speed_network")
+    x = torch.randn(2, 3, 6, 6)
+    views = speed.Views(torch.nn.Flatten(), moved=True)
+    assert torch.equal(views(x), x.flatten(1)), "in training the image alone"
+    views.eval()
+    wide = np.pad(x.numpy(), ((0, 0), (0, 0), (1, 1), (1, 1)), mode="reflect")
+    expected = x.numpy() / 2 + (wide[:, :, :6, :6] + wide[:, :, 2:, 2:]) / 4
+    np.testing.assert_allclose(views(x).numpy(), expected.reshape(2, -1), rtol=1e-6)
+    assert torch.equal(speed.Views(torch.nn.Flatten(), moved=False).eval()(x), x.flatten(1))
+
+
+def test_lookahead_goes_back_to_slow_weights_after_five_steps_and_the_last(recipe) -> None:  # type: ignore[no-untyped-def]
+    network = torch.nn.Linear(1, 1, bias=False)
+    network.register_buffer("count", torch.tensor(0))
+    torch.nn.init.zeros_(network.weight)
+    optimizer, seen = torch.optim.SGD(network.parameters(), lr=1.0), []
+
+    def step() -> None:
+        network.weight.grad = -torch.ones_like(network.weight)  # one more at every step
+        optimizer.step()
+
+    with recipe("lookahead").Lookahead(network, 12):
+        for _ in range(12):
+            step()
+            seen.append(network.weight.item())
+    step()
+    assert seen[:9] == [1, 2, 3, 4, 5, 6, 7, 8, 9], "nothing to go back to before the fifth"
+    tenth = 5 + (1 - 0.95**5 * (10 / 12) ** 3) * 5
+    last = tenth + (1 - 0.95**5) * 2
+    assert seen[9:] == pytest.approx([tenth, tenth + 1, last], rel=1e-6)
+    assert network.weight.item() == pytest.approx(last + 1), "after `with` it follows no more"
 
 
 def test_whitened_patches_are_uncorrelated_and_of_one_size(recipe, colours: Path) -> None:  # type: ignore[no-untyped-def]
@@ -144,6 +213,16 @@ def test_whitened_patches_are_uncorrelated_and_of_one_size(recipe, colours: Path
     network = speed.make_network(4, 2, filters)
     assert network(images[:3]).shape == (3, 2)
     assert "0.filters" not in dict(network.named_parameters())
+
+
+def test_under_autocast_a_shift_stays_in_half_precision(recipe) -> None:  # type: ignore[no-untyped-def]
+    network = recipe("speed_network").make_network(4, 2, torch.randn(24, 3, 2, 2))
+    seen: list[torch.dtype] = []
+    for layer in network:
+        layer.register_forward_hook(lambda _layer, _inputs, output: seen.append(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        network(torch.randn(3, 3, 32, 32))
+    assert set(seen) == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("channels", [1, 3])

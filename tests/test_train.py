@@ -244,13 +244,18 @@ def test_patience_ends_a_phase_and_not_the_run(dataset: Path, tmp_path: Path) ->
 def test_compiled_in_place_keys_keep_their_names(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    done: list[str] = []
+
     def compiled(module: torch.nn.Module) -> None:  # the real one takes half a minute
+        done.append("compile")
         module._compiled_call_impl = module._call_impl
 
     monkeypatch.setattr(torch.nn.Module, "compile", compiled)
+    monkeypatch.setattr(torch.compiler, "reset", lambda: done.append("reset"))
     result, model, _ = fit(dataset, tmp_path / "run", epochs=1, compile=True, ema=0.9)
     assert load_file(result.output / "last.safetensors").keys() == network().state_dict().keys()
     assert model._compiled_call_impl is not None
+    assert done == ["reset", "compile"], "graphs of earlier runs count towards Dynamo's limit"
 
 
 def test_deterministic_mode(dataset: Path, tmp_path: Path) -> None:
