@@ -23,6 +23,7 @@ from fastload.recycling import Blocks, take
 DIRECT = (torch.float32, torch.uint8)  # what compiled functions write
 # Of the output, at least, for a thread: 64 images of 32 px take 0.1 ms, two threads to wake as long.
 RANGE_BYTES = 1 << 20
+RANGES = 4
 
 
 def empty(shape: tuple[int, int, int, int], dtype: torch.dtype, *, channels_last: bool) -> torch.Tensor:
@@ -138,8 +139,9 @@ def _spans(axis: AxisMap, num_stored: int, num_images: int) -> npt.NDArray[np.in
 
 def spread_ranges(work: Callable[[int, int], None], count: int, num_bytes: int) -> None:
     """Call `work` for ranges (first, stop) that make up 0 .. count - 1, as `spread` does; `num_bytes` are written."""
-    # Each thread takes two ranges: who is done early takes one more. A small batch is done before threads wake up.
-    num_ranges = min(count, 1 if torch.get_num_threads() == 1 else 2 * torch.get_num_threads())
+    # Several for each thread: windows differ in size, and other processes take time. A small batch is done before
+    # threads wake up.
+    num_ranges = min(count, 1 if torch.get_num_threads() == 1 else RANGES * torch.get_num_threads())
     num_ranges = min(num_ranges, max(1, num_bytes // RANGE_BYTES))
     ends = [k * count // max(1, num_ranges) for k in range(num_ranges + 1)]
     spread(lambda k: work(ends[k], ends[k + 1]), range(num_ranges))
@@ -153,13 +155,13 @@ def spread(work: Callable[[int], None], numbers: Sequence[int]) -> None:
             work(i)
         return
     pool = _pool(os.getpid(), num_threads)
-    share = [numbers[k::num_threads] for k in range(num_threads)]
+    left = iter(numbers)  # of all threads: who is done early takes one more
 
-    def several(numbers: Sequence[int]) -> None:
-        for i in numbers:
+    def several(_: int) -> None:
+        for i in left:
             work(i)
 
-    list(pool.map(several, share))  # an exception of a thread is raised here
+    list(pool.map(several, range(num_threads)))  # an exception of a thread is raised here
 
 
 @lru_cache(maxsize=4)
