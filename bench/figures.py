@@ -170,7 +170,8 @@ def _memory(result: dict[str, Any]) -> str:
             f"| {name} | {result['data']['mib']:,.0f} | {row['added_mib']:,.1f} | {row['batches']:.1f} | "
             f"{row['growth_mib']:+.1f} |"
         )
-    return "\n".join(lines)
+    once = max(row["once_mib"] for row in result["placements"].values())
+    return "\n".join([*lines, "", f"Before that, once in a process: {once:,.0f} MiB."])
 
 
 def _growth(result: dict[str, Any]) -> str:
