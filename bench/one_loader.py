@@ -1,4 +1,5 @@
-"""One loader in a process of its own: told what to make, then once per line that comes, it runs an epoch.
+"""One loader in a process of its own: told what to make, it makes it at the first line that comes, and runs an epoch at
+each one behind it.
 
 Two OpenMP runtimes in one process (torch's and numba's), threads and processes that peers leave behind: measured
 together, loaders slow each other down tenfold. Apart, and in turn, they only share the machine.
@@ -30,7 +31,7 @@ class Child:
         recipe: `maker`, the name of a function of bench/peers.py, and its arguments; fit for JSON. With `settled`
             the process has compiled what it compiles once before the loader is made.
 
-    Attributes:
+    Attributes, once it has begun:
         first_batch_seconds: from the call of the maker to the first batch, imports apart.
         private_bytes: of the process before the loader was made.
         once_bytes: what torch and Numba took before that, once in a process: threads, kernels, compiled code.
@@ -42,17 +43,17 @@ class Child:
             [sys.executable, "-m", "bench.one_loader", json.dumps(recipe)], stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1],
         )  # fmt: skip
-        answer = self._answer()
+
+    def begin(self) -> None:
+        """Make the loader, and take its first batch."""
+        answer = self._ask("begin")
         self.first_batch_seconds = float(answer["first_batch_seconds"])
         self.private_bytes = int(answer["private_bytes"])
         self.once_bytes = int(answer["once_bytes"])
 
     def epoch(self) -> dict[str, float]:
         """Run an epoch; return `images`, `seconds` and `private_bytes` (the most after any batch)."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("epoch\n")
-        self._process.stdin.flush()
-        return self._answer()
+        return self._ask("epoch")
 
     def close(self) -> None:
         """End the process."""
@@ -63,8 +64,14 @@ class Child:
         except subprocess.TimeoutExpired:
             self._process.kill()
 
-    def _answer(self) -> dict[str, float]:
+    def _ask(self, word: str) -> dict[str, float]:
+        assert self._process.stdin is not None
         assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(f"{word}\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has ended, which is told below
         for line in self._process.stdout:
             if line.startswith("{"):  # peers print, too
                 answer: dict[str, float] = json.loads(line)
@@ -78,7 +85,9 @@ def children(recipes: dict[str, dict[str, Any]]) -> Iterator[dict[str, Child]]:
     made: dict[str, Child] = {}
     try:
         for name, recipe in recipes.items():
-            made[name] = Child(recipe)
+            made[name] = Child(recipe)  # all import at the same time
+        for child in made.values():
+            child.begin()  # and begin one after the other
         yield made
     finally:
         for child in made.values():
@@ -105,6 +114,7 @@ def main() -> None:
     make = getattr(peers, recipe.pop("maker"))
     arguments = {k: Path(v) if k in ("folder", "dataset", "beton") else v for k, v in recipe.items()}
     peers.warm_up(make.__name__)
+    sys.stdin.readline()
     bare = resident_bytes()
     if recipe.get("placement") in ("host", "mapped"):
         # What torch takes once, for threads and kernels, is not the loader's.

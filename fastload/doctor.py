@@ -64,18 +64,20 @@ def examine() -> list[Finding]:
             Finding(name=name, found=version, state="ok") if version
             else Finding(name=name, found="not installed", state="broken", command=f"pip install {name}")
         )  # fmt: skip
-    return [*findings, _torchvision_loads(), _cuda(), _ffcv()]
+    # Both at once: each takes seconds.
+    imported = [_imported(p) for p in ("import torchvision; torchvision.ops.nms", "import ffcv.writer, ffcv.loader")]
+    return [*findings, _torchvision_loads(imported[0]), _cuda(), _ffcv(imported[1])]
 
 
-def _torchvision_loads() -> Finding:
-    # In a process of its own: a torchvision that does not fit torch raises deep inside, or ends the process.
-    loaded = subprocess.run(
-        [sys.executable, "-c", "import torchvision; torchvision.ops.nms"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if loaded.returncode == 0:
+def _imported(program: str) -> subprocess.Popen[str]:
+    # In a process of its own: a library that does not fit another raises deep inside, or ends the process.
+    words = [sys.executable, "-W", "ignore", "-c", program]
+    return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def _torchvision_loads(imported: subprocess.Popen[str]) -> Finding:
+    imported.communicate()
+    if imported.returncode == 0:
         return Finding(name="torchvision loads", found="yes", state="ok")
     return Finding(
         name="torchvision loads", found=f"no: it does not fit torch {torch.__version__}", state="broken",
@@ -103,15 +105,12 @@ def _cuda() -> Finding:
                    command="nvidia-smi; then install a torch built for that driver's CUDA or older")  # fmt: skip
 
 
-def _ffcv() -> Finding:
+def _ffcv(imported: subprocess.Popen[str]) -> Finding:
+    _, said = imported.communicate()
     version = installed(["ffcv"])["ffcv"]
     if version is None:
         return Finding(name="FFCV", found="not installed (only for .beton files)", state="absent", command=FFCV_COMMAND)
-    loaded = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", "import ffcv.writer, ffcv.loader"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if loaded.returncode == 0:
+    if imported.returncode == 0:
         return Finding(name="FFCV", found=version, state="ok")
-    reason = (loaded.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+    reason = (said.strip().splitlines() or ["it ended without a word"])[-1]
     return Finding(name="FFCV", found=f"{version}, which does not load: {reason}", state="broken", command=FFCV_COMMAND)

@@ -2,6 +2,8 @@
 
 import itertools
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from fastload import Augment, Loader, loader, open_dataset
 from fastload.augment import AlternatingFlip, Cutout, MixUp, arithmetic, compiling, cpu
 from fastload.augment.philox import derive, draw_words
 from fastload.errors import TransformError
+from tests.conftest import ROOT
 
 FLOATS = [v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])]
 
@@ -30,6 +33,11 @@ def monkeypatch_module() -> Iterator[pytest.MonkeyPatch]:
 @pytest.fixture(scope="module", autouse=True)
 def _compiled(monkeypatch_module: pytest.MonkeyPatch) -> None:
     monkeypatch_module.setattr(compiling, "WORTH_BATCHES", 0)
+    # The longer one on the other core, into the cache; where there is none, it is compiled here.
+    build = "from fastload.augment.compiled_colour import build; build()"
+    beside = subprocess.Popen([sys.executable, "-c", build], cwd=ROOT)
+    assert compiling._build(os.getpid(), compiling.Compiled).result(timeout=300) is not None
+    assert beside.wait(timeout=300) == 0
     for kind in (compiling.Compiled, compiling.Coloured):
         assert compiling._build(os.getpid(), kind).result(timeout=300) is not None
 

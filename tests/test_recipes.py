@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,22 +46,31 @@ def test_two_ranks_see_disjoint_samples(insects: Path, tmp_path: Path) -> None:
     assert done.stdout.count("accuracy") == 1, "only the main process speaks"
 
 
-def test_one_process(insects: Path, tmp_path: Path) -> None:
-    words = (RECIPE, insects, *FEW, "--output", tmp_path / "run")
-    done = launch("accelerate", "launch", "--config_file", "launch/cpu.yaml", *words)
-    assert done.returncode == 0, done.stderr
-    assert "accuracy" in done.stdout
+@pytest.fixture
+def run_recipe(monkeypatch: pytest.MonkeyPatch, no_accelerate_left: None) -> Callable[..., object]:
+    """Run the recipe with words of a command line, in this process."""
+
+    def run(*words: object) -> None:
+        monkeypatch.setattr(sys, "argv", [RECIPE, *(str(word) for word in words)])
+        runpy.run_path(str(ROOT / RECIPE), run_name="__main__")
+
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    return run
+
+
+def test_one_process(
+    insects: Path, tmp_path: Path, run_recipe: Callable[..., object], capfd: pytest.CaptureFixture[str]
+) -> None:
+    run_recipe(insects, *FEW, "--output", tmp_path / "run")
+    assert "accuracy" in capfd.readouterr().out
     assert (tmp_path / "run" / "best.safetensors").exists()
 
 
-@pytest.mark.usefixtures("no_accelerate_left")
 def test_without_a_dataset_it_says_which_command_makes_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, run_recipe: Callable[..., object], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", [RECIPE, str(tmp_path / "nothing.fastload"), *(str(word) for word in FEW)])
-    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
     with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(ROOT / RECIPE), run_name="__main__")
+        run_recipe(tmp_path / "nothing.fastload", *FEW)
     assert ended.value.code == 2
     assert "fastload convert" in capfd.readouterr().err
 
