@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import statistics
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +18,7 @@ from rich.table import Table
 
 import fastload
 from bench.peers import MEAN, STD
+from fastload.augment import compiling
 from fastload.devices import parse_device
 from fastload.errors import ConfigError
 from fastload.profiling.report import command, environment, installed, write_json
@@ -177,9 +177,7 @@ def _wait_until_compiled(run: Run) -> None:
     """Run until what fastload compiles for a CPU, in a thread of its own beside the first batches, is there."""
     for _ in range(24):
         run()
-    for thread in threading.enumerate():
-        if thread.name == "fastload-compile":
-            thread.join()
+    compiling.wait()
 
 
 def _compare(peers: dict[str, Run], rounds: int, count: int, device: torch.device) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import gc
 import json
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fastload.augment.compiling import WORTH_BATCHES
+from fastload.augment import compiling
 from fastload.errors import ConfigError
 from fastload.memory import resident_bytes
 
@@ -96,12 +95,10 @@ def children(recipes: dict[str, dict[str, Any]]) -> Iterator[dict[str, Child]]:
 
 def settle(loader: Any) -> None:
     """Give batches until what is compiled beside them is there, and some more that use it."""
-    for _ in islice(loader, 2 * WORTH_BATCHES):
+    for _ in islice(loader, 2 * compiling.WORTH_BATCHES):
         pass
-    for thread in threading.enumerate():
-        if thread.name == "fastload-compile":
-            thread.join()
-    for _ in islice(loader, WORTH_BATCHES):
+    compiling.wait()
+    for _ in islice(loader, compiling.WORTH_BATCHES):
         pass
 
 

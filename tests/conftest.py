@@ -21,6 +21,8 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels then run, slowly, on tiny images
 from PIL import Image
 
+from fastload.augment import compiling
+
 ROOT = Path(__file__).parents[1]
 # Real photographs to test with, where they lie beside the checkout.
 SHARED = ROOT.parent / "shared" / "data"
@@ -145,6 +147,4 @@ def launch(*words: object, timeout: float = 240, env: dict[str, str] | None = No
 def nothing_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is compiled once in a process, in a thread that may begin at any batch, does not begin now."""
     monkeypatch.setattr("fastload.augment.compiling.WORTH_BATCHES", 1 << 60)
-    for thread in threading.enumerate():
-        if thread.name == "fastload-compile":
-            thread.join()  # an earlier test's: it still opens files
+    compiling.wait()  # for an earlier test's: it still opens files

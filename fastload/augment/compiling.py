@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 # Loading takes a second or two of a core: nothing for a program that wants a few batches.
 WORTH_BATCHES = 16
+THREAD = "fastload-compile"
 _asked = itertools.count()
 
 
@@ -51,6 +52,13 @@ def coloured() -> Coloured | None:
     return _done(Coloured)
 
 
+def wait() -> None:
+    """Wait for what is being compiled in this process."""
+    for thread in threading.enumerate():
+        if thread.name == THREAD:
+            thread.join()
+
+
 _Kind = TypeVar("_Kind", Compiled, Coloured)
 # By process: a forked one has no thread that would end what its parent's began.
 _begun: dict[tuple[int, type], Future[Any]] = {}
@@ -78,7 +86,7 @@ def _build(process: int, kind: type[Compiled] | type[Coloured]) -> Future[Any]:
             future.set_result(None)
 
     # Not a daemon: the interpreter must not go while it compiles.
-    threading.Thread(target=build, name="fastload-compile").start()
+    threading.Thread(target=build, name=THREAD).start()
     _begun[process, kind] = future
     return future
 
