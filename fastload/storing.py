@@ -191,11 +191,12 @@ def make_store(
         return FolderStore(dataset, dataset.source_name, size, workers=num_workers(wish), pinned=pinned)
     shards = dataset.shards
     if placement.kind == "mapped":
-        return MappedStore(shards, pinned=pinned, in_place=wish.in_place)
+        return MappedStore(shards, dataset.places, pinned=pinned, in_place=wish.in_place)
     if placement.kind == "gpu_sharded":
         # Nobody else's: it changes as the ranks swap.
         every = torch.arange(len(dataset)) if ids is None else ids
-        read, total = MappedStore(shards, pinned=pinned).gather, len(holdings.first(wish.rank)) * dataset.row_bytes
+        read = MappedStore(shards, dataset.places, pinned=pinned).gather
+        total = len(holdings.first(wish.rank)) * dataset.row_bytes
         with byte_bar(f"load {dataset.split}", total, wish.progress) as advance:
             return ShardedStore(
                 holdings, every, wish.rank, read, shards[0][:0], wish.device, swap=wish.together, advance=advance

@@ -1,6 +1,7 @@
 """Stores by themselves: rows gathered from any memory, memory that is taken again, and reading ahead."""
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -9,10 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fastload.recycling import MAX_FREE, Blocks
 from fastload.stores import Wanted
 from fastload.stores.copying import Copies
+from fastload.stores.joining import join
 from fastload.stores.mapped import MappedStore
 from fastload.stores.readahead import cached_share, read_ahead, row_ranges, will_need
 from fastload.stores.tensors import TensorStore, fill, take
@@ -37,6 +41,69 @@ def test_every_store_gathers_the_same_rows(dtype: torch.dtype) -> None:
         assert [s.wanted.ids.tolist() for s in served] == wanted
         for s, ids in zip(served, wanted, strict=True):
             assert torch.equal(s.samples, whole[ids])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere batches are gathered shard by shard")
+@settings(max_examples=30, deadline=None)
+@given(
+    shape=st.sampled_from([(3,), (5, 7, 3), (32, 32, 3), (4096,), (1,)]),
+    counts=st.lists(st.integers(0, 40), min_size=2, max_size=5).filter(any),
+    dtype=st.sampled_from([torch.uint8, torch.float32]),
+    seed=st.integers(0, 99),
+)
+def test_shards_in_one_range_of_addresses_are_their_rows(
+    shape: tuple[int, ...], counts: list[int], dtype: torch.dtype, seed: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder, generator = tmp_path_factory.mktemp("shards"), torch.Generator().manual_seed(seed)
+    shards = [torch.randint(0, 256, (n, *shape), generator=generator).to(dtype) for n in counts]
+    places = []
+    for number, shard in enumerate(shards):
+        file, offset = folder / str(number), PAGE * (number % 3)
+        file.write_bytes(b"x" * offset + shard.numpy().tobytes())
+        places.append((file, offset))
+    joined = join(shards, places)
+    assert joined is not None
+    for shard, start in zip(shards, joined[1], strict=True):
+        assert torch.equal(joined[0][start : start + len(shard)], shard)
+    whole = torch.cat(shards)
+    ids = torch.randint(0, len(whole), (9,), generator=generator)
+    (gathered,) = MappedStore(shards, places).serve(steps([ids.tolist()]))
+    (in_place,) = MappedStore(shards, places, in_place=True).serve(steps([ids.tolist()]))
+    assert gathered.rows is None
+    assert in_place.rows is not None
+    assert torch.equal(gathered.samples, whole[ids])
+    assert torch.equal(in_place.samples[in_place.rows], whole[ids])
+
+
+def test_files_that_cannot_be_joined_are_gathered_one_by_one(tmp_path: Path) -> None:
+    shards = [torch.full((2, PAGE), n, dtype=torch.uint8) for n in range(2)]
+    for number, shard in enumerate(shards):
+        (tmp_path / f"{number}").write_bytes(shard.numpy().tobytes())
+        (tmp_path / f"{number}.behind").write_bytes(b"x" + shard.numpy().tobytes())
+    whole = [(tmp_path / f"{n}", 0) for n in range(2)]
+    # Not at a page's beginning; shorter than the rows, of which a read would kill; not there.
+    bad = [[(tmp_path / f"{n}.behind", 1) for n in range(2)], [whole[0], (tmp_path / "1", PAGE)],
+           [whole[0], (tmp_path / "2", 0)]]  # fmt: skip
+    for places in bad:
+        assert join(shards, places) is None
+        (served,) = MappedStore(shards, places, in_place=True).serve(steps([[3, 0]]))
+        assert served.samples[:, 0].tolist() == [1, 0]
+
+
+def test_the_addresses_of_joined_shards_are_given_back(tmp_path: Path) -> None:
+    shards = [torch.zeros(2, PAGE, dtype=torch.uint8)] * 2
+    (tmp_path / "rows").write_bytes(bytes(2 * PAGE))
+
+    def mapped() -> int:
+        return Path("/proc/self/maps").read_text().count(str(tmp_path))
+
+    joined = join(shards, [(tmp_path / "rows", 0)] * 2)
+    assert joined is not None
+    view = joined[0][1:]
+    del joined
+    assert mapped() == 2
+    del view
+    assert mapped() == 0
 
 
 def test_one_thread_and_many_gather_alike(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,8 +46,10 @@ class Dataset(torch.utils.data.Dataset[tuple[torch.Tensor, int | torch.Tensor]])
         self.split = split
         self.manifest = manifest
         self.shards: list[torch.Tensor] = []
+        self._files: list[tuple[Path, tuple[int, ...]]] = []
         labels = []
         for shard in manifest.splits[split]:
+            self._files.append((path / shard.file, _identity(path / shard.file)))
             sample, label = _open_shard(path, shard, manifest)
             self.shards.append(sample)
             labels.append(label)
@@ -133,6 +135,16 @@ class Dataset(torch.utils.data.Dataset[tuple[torch.Tensor, int | torch.Tensor]])
         """Bytes of one sample."""
         return self.num_bytes // max(1, len(self))
 
+    @property
+    def places(self) -> list[tuple[Path, int]]:
+        """The file of each shard, and the byte at which its samples begin; none where files are gone or others now."""
+        try:
+            if any(_identity(file) != identity for file, identity in self._files):
+                return []
+            return [(file, _first_byte(file, self.manifest.sample.name)) for file, _ in self._files]
+        except OSError:
+            return []
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) over the manifest, and so over the checksum of every shard."""
@@ -160,6 +172,22 @@ def _open_shard(path: Path, shard: Shard, manifest: Manifest) -> tuple[torch.Ten
                 "convert again."
             )
     return tensors[0], tensors[1]
+
+
+def _identity(file: Path) -> tuple[int, ...]:
+    """Return what tells a file from another of the same name; nothing of one that is not there."""
+    try:
+        status = file.stat()
+    except OSError:
+        return ()
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _first_byte(file: Path, name: str) -> int:
+    """Return where a tensor begins in a safetensors file that has been opened, and so checked, before."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        return 8 + length + int(json.loads(opened.read(length))[name]["data_offsets"][0])
 
 
 def read_shard_metadata(file: Place) -> dict[str, Any] | None:
