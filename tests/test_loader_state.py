@@ -1,6 +1,7 @@
 """Going on where a run was: skip, states through Accelerate, other ranks and batches; and leaving nothing behind."""
 
 import gc
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from accelerate.state import AcceleratorState, GradientState
 
 from fastload import Augment, Loader, open_dataset
 from fastload.errors import ConfigError
+from fastload.stores import Served, Wanted
 from tests.conftest import comes_true, num_threads
 
 pytestmark = pytest.mark.usefixtures("no_accelerate_left")
@@ -111,8 +113,12 @@ def make_epoch(dataset: Path, epoch: int) -> list[torch.Tensor]:
 def test_what_is_skipped_is_not_read(dataset: Path) -> None:
     loader = make(dataset, placement="mapped")
     asked = []
-    gather = loader._store.gather  # type: ignore[union-attr]
-    loader._store.gather = lambda ids: (asked.append(ids.tolist()), gather(ids))[1]  # type: ignore[union-attr]
+    serve = loader._store.serve
+
+    def watched(steps: Iterator[Wanted]) -> Generator[Served, None, None]:
+        return serve(asked.append(step.ids.tolist()) or step for step in steps)
+
+    loader._store.serve = watched  # type: ignore[method-assign]
     loader.skip(2)
     take(loader)
     assert len(asked) == 1
