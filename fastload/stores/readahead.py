@@ -12,7 +12,7 @@ import mmap
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from fastload.stores import Wanted
 
 # What is read ahead at most: two windows lie in the page cache at a time.
 WINDOW_BYTES = 64 << 20
+FIRST_BYTES = 4 << 20  # of the first window, for which the first batch has to wait
 MAX_STEPS = 64
 NUM_PROBES = 16
 CACHED_SHARE = 0.9  # of the probed pages; below, the window is read ahead
@@ -40,13 +41,17 @@ def read_ahead(
         first_rows: the sample id of each shard's first row.
     """
     waiting: deque[Wanted] = deque()
-    count = 1
+    first = next(steps, None)
+    if first is None:
+        return
+    step_bytes = max(1, len(first.ids) * shards[0][:1].nbytes)
+    steps, count = chain([first], steps), _num_steps(FIRST_BYTES, step_bytes)
     while True:
         if len(waiting) <= count:
             window = list(islice(steps, count))
+            count = _num_steps(WINDOW_BYTES, step_bytes)
             if window:
                 ids = np.unique(np.concatenate([w.ids.numpy() for w in window]))
-                count = max(1, min(MAX_STEPS, WINDOW_BYTES * len(window) // max(1, len(ids) * shards[0][:1].nbytes)))
                 probed = row_ranges(ids[:: max(1, len(ids) // NUM_PROBES)], shards, first_rows)
                 if sum(map(cached_share, probed)) < CACHED_SHARE * len(probed):
                     will_need(row_ranges(ids, shards, first_rows))
@@ -54,6 +59,10 @@ def read_ahead(
         if not waiting:
             return
         yield waiting.popleft()
+
+
+def _num_steps(num_bytes: int, step_bytes: int) -> int:
+    return max(1, min(MAX_STEPS, num_bytes // step_bytes))
 
 
 def row_ranges(
@@ -80,7 +89,7 @@ def cached_share(pages: tuple[int, int]) -> float:
     found = np.zeros(num_bytes // _PAGE, np.uint8)
     if _libc().mincore(address, num_bytes, found.ctypes.data) != 0:
         return 1.0
-    return float((found & 1).mean())
+    return np.count_nonzero(found & 1) / len(found)
 
 
 def will_need(ranges: Sequence[tuple[int, int]]) -> None:
