@@ -15,7 +15,12 @@ import pytest
 import torch
 
 # Loaders take a GPU where there is one. What is not about GPUs is the same everywhere: they are seen by -m gpu only.
-if not any("gpu" in word for word in sys.argv) and os.environ.get("FASTLOAD_REQUIRE_CUDA") != "1":
+# xdist's processes do not see the command line, but have the environment of the one that does.
+if not (
+    any("gpu" in word for word in sys.argv)
+    or os.environ.get("FASTLOAD_REQUIRE_CUDA") == "1"
+    or "PYTEST_XDIST_WORKER" in os.environ
+):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels then run, slowly, on tiny images

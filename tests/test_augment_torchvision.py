@@ -208,7 +208,7 @@ CASES = [
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("height", "width"), SIZES)
-@pytest.mark.parametrize(("transform", "kernel", "p"), CASES, ids=lambda c: str(c)[:40])
+@pytest.mark.parametrize(("transform", "kernel", "p"), CASES, ids=lambda c: getattr(c, "__name__", str(c))[:40])
 def test_colour_with_a_probability(transform, kernel, p, height, width, channels) -> None:  # type: ignore[no-untyped-def]
     images = smooth(11, height, width, channels) // 2 + 40
     got = augmented(transform, images)
