@@ -7,9 +7,9 @@ python recipes/cifar10_quick.py cifar10.fastload --relu --augment --momentum 0.9
 
 The notes' network has no ReLU: between its convolutions only max pooling is not linear.
 
-Measured: 66.6% (the notes have about 59%), with --relu 67.2%, with the third command 76.1%: moved and mirrored images and
-momentum change much, ReLU little. 10 epochs of some 40 s each on 2 cores of AMD EPYC (the first run's 3,478 s are those of
-a run that --resume took up twice), on CIFAR-10 re-encoded as JPEG; torch 2.11.0, Python 3.11.7, 2026-11-21 and 22.
+Measured: 66.6% (the notes have about 59%), with --relu 67.2%, with the third command 76.1%: moved and mirrored images
+and momentum change much, ReLU little. 10 epochs of some 40 s each on 2 cores of AMD EPYC (the first run, which --resume
+took up twice, says 3,478 s), on CIFAR-10 re-encoded as JPEG; torch 2.11.0, Python 3.11.7, 2026-11-21 and 22.
 """
 
 from __future__ import annotations
