@@ -109,7 +109,7 @@ def transforms(name: str, size: int, crop: int) -> list[fastload.Augment]:
         "flip": ([resize, T.RandomCrop(crop, padding=crop // 8), flip], plain),
         "notes": ([resize, T.RandomRotation(45), T.CenterCrop(crop), flip, T.RandomVerticalFlip(),
                    T.ColorJitter(0.2, 0.1, 0.1, 0.1), T.RandomGrayscale(0.025)], plain),
-        # Such crops enlarge things by a seventh in the mean; whole images may do so as well (Touvron et al., 2019, FixRes).
+        # Such crops enlarge things by a seventh in the mean; whole images may be larger, too (FixRes: Touvron, 2019).
         "strong": ([T.RandomResizedCrop(crop, scale=(0.5, 1)), flip, T.ColorJitter(0.2, 0.2, 0.2)], [resize]),
     }[name]  # fmt: skip
     end = [T.ToImage(), T.ToDtype(torch.float32, scale=True), T.Normalize(MEAN, STD)]
