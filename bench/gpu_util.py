@@ -87,10 +87,11 @@ def measure(data: Path, options: Options) -> dict[str, Any]:
         training_folder(folder, options.max_images) as (images, count),
         tempfile.TemporaryDirectory() as scratch,
     ):
-        if count < options.batch_size:
+        # The first batch of an epoch never counts: an epoch of one batch has no step to measure.
+        if count < 2 * options.batch_size:
             raise SourceError(
-                f"{printable(folder)} has {count} training images, less than one batch of {options.batch_size}; "
-                "use a smaller --batch-size."
+                f"{printable(folder)} has {count} training images, less than two batches of {options.batch_size}; "
+                "use a smaller --batch-size, or more images."
             )
         feeds = [
             _feed(kind, images, dataset, Path(scratch), store, options, device)

@@ -77,6 +77,7 @@ def test_loader_compares_the_same_work(tmp_path: Path) -> None:
         (("nowhere",), "no such folder or dataset"),
         (("GOOD", "--model", "resnet17"), "resnet17"),
         (("GOOD", "--batch-size", "900"), "smaller --batch-size"),
+        (("GOOD", "--batch-size", "7"), "less than two batches of 7"),  # of 13: all epochs are of one batch
         (("GOOD", "--loader", "folder,tape"), "tape"),
     ],
 )
