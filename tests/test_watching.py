@@ -141,6 +141,17 @@ def test_two_loaders_in_turns_feed_one_step(seen: Seen, monkeypatch: pytest.Monk
         assert loop["totals"]["wait_seconds"] / loop["totals"]["steps"] == pytest.approx(4.0)
 
 
+def test_an_iterator_kept_after_its_first_batch_gathers_nothing(seen: Seen) -> None:
+    first_look = iter(DataLoader(data(40), batch_size=2))
+    next(first_look)  # as in many a tutorial, to look at one batch
+    for _ in DataLoader(data(41), batch_size=2):
+        pass
+    (kept,) = watcher.start()._open
+    assert kept.step is not None
+    assert kept.step.others == []
+    assert seen()["TensorDataset41"]["totals"]["steps"] == 21 - 3
+
+
 class Outer(IterableDataset):
     def __iter__(self) -> Iterator[torch.Tensor]:
         for batch, *_ in DataLoader(data(60), batch_size=3):
