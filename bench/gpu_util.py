@@ -159,7 +159,7 @@ def _report(
     first, gain = loops[0], _gain(loops, feeds, count, store)
     converted = feeds[0].feeding.in_memory
     actions = advise(Advice(
-        loop=first, gain=gain, source=folder.name, converted=converted, store=store,
+        loop=first, gain=gain, source=str(folder), converted=converted, store=store,
         num_cores=len(os.sched_getaffinity(0)), num_workers=feeds[0].feeding.num_workers,
         assume_gpu_rate=options.assume_gpu_rate,
     ))  # fmt: skip
@@ -192,7 +192,7 @@ def _gain(loops: tuple[Loop, ...], feeds: list[Feed], count: int, store: int) ->
 def _with_dataset(action: Action, data: Path) -> Action:
     if action.command is None or not action.command.startswith("fastload convert"):
         return action
-    command = f"accelerate launch recipes/resnet_flowers.py {shlex.quote(data.name)}"
+    command = f"accelerate launch recipes/resnet_flowers.py {shlex.quote(printable(data))}"
     return replace(action, text="The images are converted: train from them.", command=command)
 
 
