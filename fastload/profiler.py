@@ -22,6 +22,7 @@ from fastload.profiling import ranks, terminal
 from fastload.profiling.actions import MEASURED, ROOM, UPPER_BOUND, Advice, advise
 from fastload.profiling.busy import NUM_STEPS as WINDOW_STEPS
 from fastload.profiling.busy import Busy, BusyWindow
+from fastload.profiling.hook.describing import origin
 from fastload.profiling.hook.steps import gpu_in_use
 from fastload.profiling.live import LiveLine
 from fastload.profiling.loops import Feeding, Measured, make_loop, rate
@@ -239,7 +240,7 @@ class Profile(Generic[Batch]):
             rank=self._rank, warmup=self._num_warmup,
         )  # fmt: skip
         gain = self._attempt(lambda: self._gain(timing, replay)) if again else None
-        shape = self._batch_shape
+        shape, (source, library) = self._batch_shape, self._origin()
         report = Report(
             environment=described(),
             run=Run(
@@ -248,7 +249,7 @@ class Profile(Generic[Batch]):
             ),
             loops=(loop,), verdict=loop.verdict, cause=loop.cause, resident_gain=gain,
             actions=advise(Advice(
-                loop=loop, gain=gain, source=self._source(), converted=self._is_ours,
+                loop=loop, gain=gain, source=source, library=library, converted=self._is_ours,
                 store=None if _side(shape) is None else round((_side(shape) or 0) * ROOM),
                 num_cores=len(os.sched_getaffinity(0)), num_workers=self._feeding.num_workers,
                 assume_gpu_rate=self._assume_gpu_rate,
@@ -318,9 +319,8 @@ class Profile(Generic[Batch]):
             basis=basis,
         )  # fmt: skip
 
-    def _source(self) -> str | None:
-        root = getattr(getattr(self._loader, "dataset", None), "root", None)
-        return str(root) if isinstance(root, str | Path) and str(root) else None
+    def _origin(self) -> tuple[str | None, str | None]:
+        return self._attempt(lambda: origin(getattr(self._loader, "dataset", None))) or (None, None)
 
     def _attempt(self, call: Callable[[], Any]) -> Any:
         result: list[Any] = []
