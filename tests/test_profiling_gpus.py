@@ -202,13 +202,18 @@ def test_the_driver_is_asked_about_the_gpu_that_the_process_itself_names(
     outside = Outside(os.getpid(), tmp_path)
     outside.look()
     assert asked == [torch.device("cuda", 0)] * (num_gpus == 1), "with several, it is not known which"
-    process = {"pid": os.getpid(), "rank": 0, "began": 0.0, "error": None, "device": "cuda:0", "gpu_uuid": "1-2",
-               "loops": [{}]}  # fmt: skip
-    (tmp_path / f"loops-{os.getpid()}.json").write_text(json.dumps(process))
-    outside._next = 0.0
-    outside.look()
-    assert outside._failure is None
-    assert asked[-1] == "1-2"
+    # Its first loop ran before anything was on a GPU: it is known later.
+    for number, gpu in enumerate([None, None, "1-2", "1-2"], 1):
+        process = {"pid": os.getpid(), "rank": 0, "began": 0.0, "error": None, "gpu_uuid": gpu, "loops": [{}]}
+        file = tmp_path / f"loops-{os.getpid()}.json"
+        file.write_text(json.dumps(process))
+        os.utime(file, (number, number))
+        outside._next = 0.0
+        outside.look()
+        assert outside._failure is None
+        assert ("1-2" in asked) == (gpu is not None)
+        assert len(outside._nvml) == (num_gpus == 1 or gpu is not None), "what samples goes on where none is known yet"
+    assert asked.count("1-2") == 1
 
 
 class Event:
