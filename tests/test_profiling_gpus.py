@@ -119,13 +119,13 @@ def test_a_window_ends_with_its_loop_at_the_latest(
             return Busy(busy_share=0.5, copy_share=0.0, syncs_per_step=0.0, num_steps=steps)
 
     monkeypatch.setattr(profiler, "BusyWindow", Window)
-    # Four steps until the first one counts, three times twenty, and the window.
-    num_batches = 4 + 60 + num_steps
+    # Four steps until the first one counts, three times twenty, two blocks between, and the window.
+    num_batches = 4 + 60 + 2 * 13 + num_steps
     batches = [torch.zeros(2, 3)] * (num_batches + 20 * leave)
     loader = fastload.Profile(batches, device="cpu", replay=True, quiet=True)
     loader._device = torch.device("cuda", 0)
     for number, _ in enumerate(loader, 1):
-        if leave and number == num_batches + 2 * 13:  # with those that were replayed
+        if leave and number == num_batches:
             break
     assert ended == [num_steps - leave], "a step that is left is none"
     loader.close()
