@@ -93,11 +93,11 @@ def measure(data: Path, options: Options) -> dict[str, Any]:
                 f"{printable(folder)} has {count} training images, less than two batches of {options.batch_size}; "
                 "use a smaller --batch-size, or more images."
             )
+        step = _make_step(options, len(list(images.iterdir())), device)
         feeds = [
             _feed(kind, images, dataset, Path(scratch), store, options, device)
             for kind in dict.fromkeys(options.loaders)
         ]
-        step = _make_step(options, len(list(images.iterdir())), device)
         loops = _run(feeds, step, options, device)
     return _report(folder, data, count, store, loops, feeds, options, device).as_dict()
 
@@ -200,6 +200,7 @@ def _make_step(options: Options, num_classes: int, device: torch.device) -> Step
     torch.manual_seed(0)
     model = timm.create_model(options.model, num_classes=max(2, num_classes)).to(device)
     model = model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    _try_model(model, options, device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
 
     def step(images: torch.Tensor, labels: torch.Tensor) -> None:
@@ -213,6 +214,18 @@ def _make_step(options: Options, num_classes: int, device: torch.device) -> Step
         optimizer.zero_grad()
 
     return step
+
+
+def _try_model(model: torch.nn.Module, options: Options, device: torch.device) -> None:
+    """Run a model once, before minutes are spent on converting: many take images of one size only."""
+    try:
+        with torch.no_grad():
+            model(torch.zeros(min(2, options.batch_size), 3, options.size, options.size, device=device))
+    except Exception as e:  # each model says it its own way
+        raise ConfigError(
+            f"--model {printable(options.model)} does not run on images of --size {options.size} "
+            f"({printable(e).rstrip('.')}); pass the size that it is made for, or another model."
+        ) from None
 
 
 def reached_gain(report: dict[str, Any]) -> float | None:

@@ -105,6 +105,7 @@ def test_loader_compares_the_same_work(tmp_path: Path) -> None:
         (("GOOD", "--batch-size", "900"), "smaller --batch-size"),
         (("GOOD", "--batch-size", "7"), "less than two batches of 7"),  # of 13: all epochs are of one batch
         (("GOOD", "--loader", "folder,tape"), "tape"),
+        (("GOOD", "--batch-size", "3", "--model", "test_vit3", "--size", "64"), "test_vit3 does not run on images"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(
