@@ -116,6 +116,15 @@ def test_a_generator_has_no_second_pass_and_needs_none() -> None:
     assert loader.report["loops"][0]["throughput"]["x_load"] is None
 
 
+def test_a_loader_that_gives_no_step_to_count_is_not_gone_through_again_and_again() -> None:
+    batches = Batches(1)
+    with fastload.Profile(batches, device="cpu", replay=True, quiet=True) as loader:
+        assert len(list(loader)) == 1
+    assert batches.passes == 2
+    assert loader.report is not None
+    assert loader.report["loops"][0]["throughput"]["x_load"] is None
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
 def test_an_error_in_the_loop_passes_on_behind_the_report(
     error: type[BaseException], capsys: pytest.CaptureFixture[str]
