@@ -232,6 +232,10 @@ def test_an_input_that_is_no_problem_is_called_so_and_a_gpu_is_predicted() -> No
     nothing, predicted = advise(Advice(loop=loop, gain=gain, assume_gpu_rate=404.0))
     assert "not the problem" in nothing.text
     assert "gain 2% of" in nothing.text
+    # What is converted already gains nothing from converting.
+    (step_only,) = advise(Advice(loop=loop, converted=True))
+    assert "onver" not in step_only.text
+    assert step_only.gain is None
     # The loader alone makes 100 / 0.99 images/s: a quarter of what such a GPU takes.
     assert "wait 75% of the time" in predicted.text
     assert predicted.text.endswith("INPUT-BOUND.")

@@ -121,15 +121,16 @@ def _launch(advice: Advice) -> Iterator[Action]:
 
 def _nothing(advice: Advice) -> Action:
     """Say that the input is not the problem, and by how little a conversion would help."""
+    command = "torch.set_float32_matmul_precision('high')" if advice.loop.gpu.memory_bytes else None
+    step = "Look at the step: mixed precision, a larger batch, compile."
+    if advice.converted:
+        return Action(text=f"The input is not the problem. {step}", command=command)
     gain, share = advice.gain, advice.loop.wait.share or 0.0
     speedup, basis = (gain.speedup, gain.basis) if gain is not None else (_without(share), UPPER_BOUND)
     rest = f"converting would gain {max(0.0, (speedup or 1.0) - 1):.0%} of the images/s"
     most = "at most, " if basis == UPPER_BOUND else ""
-    return Action(
-        text=f"The input is not the problem; {most}{rest}. Look at the step: mixed precision, a larger batch, compile.",
-        command="torch.set_float32_matmul_precision('high')" if advice.loop.gpu.memory_bytes else None, gain=speedup,
-        basis=basis,
-    )  # fmt: skip
+    text = f"The input is not the problem; {most}{rest}. {step}"
+    return Action(text=text, command=command, gain=speedup, basis=basis)
 
 
 def _on_a_gpu(advice: Advice, rate: float) -> Action:
