@@ -97,6 +97,10 @@ def test_a_gpu_that_waits_for_something_else_is_told_apart() -> None:
     assert judge(0.02, 60, "cuda", copy_share=0.3, busy_share=0.5).word == "COPY-BOUND"
     assert judge(0.02, 60, "cuda", copy_share=0.1, busy_share=0.5).word == "LAUNCH-BOUND"
     assert judge(0.02, 60, "cuda", copy_share=0.1, busy_share=0.9).word == "NOT INPUT-BOUND"
+    for busy, zeros, sure in ((None, 0.6, "low"), (None, 0.1, "high"), (0.9, 0.6, "high")):
+        found = judge(0.02, 60, "cuda", busy_share=busy, zeros_share=zeros)
+        assert (found.word, found.confidence) == ("NOT INPUT-BOUND", sure)
+        assert ("at 0 for 60% of the time" in found.why) == (sure == "low")
     assert judge(0.02, 60, "cpu", start_share=0.3).word == "INPUT-BOUND"
     assert judge(0.02, 60, "cpu", start_share=0.1).word == "PARTLY INPUT-BOUND"
 

@@ -140,6 +140,7 @@ def make_loop(
             timing.wait_share, timing.num_steps, device_type, efficiency_share, interval=interval,
             start_share=timing.start_share, busy_share=evidence.busy_share, copy_share=evidence.copy_share,
             own_share=own_share,
+            zeros_share=measured.nvml.zeros_share if measured.nvml is not None and device_type == "cuda" else None,
         ),
         series=_series(timing, measured.nvml_series if device_type == "cuda" else ()),
     )  # fmt: skip
