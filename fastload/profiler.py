@@ -296,12 +296,12 @@ class Profile(Generic[Batch]):
             return meter.num_steps >= NUM_LOAD or time.monotonic() >= end or meter.failure is not None
 
         try:
-            num_batches = 2
+            several = True
             # The first batch of a pass never counts: of passes without a second one (a spent iterator), none ever does.
-            while not is_enough() and num_batches >= 2:
-                num_batches = 0
-                for _ in meter.watch(self._loader):
-                    num_batches += 1
+            while several and not is_enough():
+                several = False
+                for number, _ in enumerate(meter.watch(self._loader)):
+                    several = number > 0
                     if is_enough():
                         break
         finally:
