@@ -87,16 +87,17 @@ def measure(data: Path, options: Options) -> dict[str, Any]:
         training_folder(folder, options.max_images) as (images, count),
         tempfile.TemporaryDirectory() as scratch,
     ):
-        if count < options.batch_size:
+        # The first batch of an epoch never counts: an epoch of one batch has no step to measure.
+        if count < 2 * options.batch_size:
             raise SourceError(
-                f"{printable(folder)} has {count} training images, less than one batch of {options.batch_size}; "
-                "use a smaller --batch-size."
+                f"{printable(folder)} has {count} training images, less than two batches of {options.batch_size}; "
+                "use a smaller --batch-size, or more images."
             )
+        step = _make_step(options, len(list(images.iterdir())), device)
         feeds = [
             _feed(kind, images, dataset, Path(scratch), store, options, device)
             for kind in dict.fromkeys(options.loaders)
         ]
-        step = _make_step(options, len(list(images.iterdir())), device)
         loops = _run(feeds, step, options, device)
     return _report(folder, data, count, store, loops, feeds, options, device).as_dict()
 
@@ -158,7 +159,7 @@ def _report(
     first, gain = loops[0], _gain(loops, feeds, count, store)
     converted = feeds[0].feeding.in_memory
     actions = advise(Advice(
-        loop=first, gain=gain, source=folder.name, converted=converted, store=store,
+        loop=first, gain=gain, source=str(folder), converted=converted, store=store,
         num_cores=len(os.sched_getaffinity(0)), num_workers=feeds[0].feeding.num_workers,
         assume_gpu_rate=options.assume_gpu_rate,
     ))  # fmt: skip
@@ -191,7 +192,7 @@ def _gain(loops: tuple[Loop, ...], feeds: list[Feed], count: int, store: int) ->
 def _with_dataset(action: Action, data: Path) -> Action:
     if action.command is None or not action.command.startswith("fastload convert"):
         return action
-    command = f"accelerate launch recipes/resnet_flowers.py {shlex.quote(data.name)}"
+    command = f"accelerate launch recipes/resnet_flowers.py {shlex.quote(printable(data))}"
     return replace(action, text="The images are converted: train from them.", command=command)
 
 
@@ -199,6 +200,7 @@ def _make_step(options: Options, num_classes: int, device: torch.device) -> Step
     torch.manual_seed(0)
     model = timm.create_model(options.model, num_classes=max(2, num_classes)).to(device)
     model = model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    _try_model(model, options, device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
 
     def step(images: torch.Tensor, labels: torch.Tensor) -> None:
@@ -212,6 +214,18 @@ def _make_step(options: Options, num_classes: int, device: torch.device) -> Step
         optimizer.zero_grad()
 
     return step
+
+
+def _try_model(model: torch.nn.Module, options: Options, device: torch.device) -> None:
+    """Run a model once, before minutes are spent on converting: many take images of one size only."""
+    try:
+        with torch.no_grad():
+            model(torch.zeros(min(2, options.batch_size), 3, options.size, options.size, device=device))
+    except Exception as e:  # each model says it its own way
+        raise ConfigError(
+            f"--model {printable(options.model)} does not run on images of --size {options.size} "
+            f"({printable(e).rstrip('.')}); pass the size that it is made for, or another model."
+        ) from None
 
 
 def reached_gain(report: dict[str, Any]) -> float | None:

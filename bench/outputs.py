@@ -46,8 +46,9 @@ class Outputs:
         """
         from fastload.profiling.page import page
         from fastload.profiling.plots import write_png
-        from fastload.profiling.report import write_json
+        from fastload.profiling.report import shortened, write_json
 
+        report = shortened(report)
         for file in filter(None, (self.json, self.html, self.png)):
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)

@@ -137,7 +137,8 @@ class Outside:
         # By process: that of the command from its start, those of ranks from their first step.
         self._systems: dict[int, SystemMeter] = {}
         self._nvml: dict[int, Any] = {}
-        self._ranks: set[int] = set()
+        self._written: dict[Path, int] = {}  # when files of processes whose GPU is not known had been written
+        self._gpus: dict[int, str | None] = {}  # of each rank; None until it has anything on one
         self._next = 0.0
         self._failure: str | None = None
 
@@ -152,7 +153,7 @@ class Outside:
             self._find_ranks()
             for system in self._systems.values():
                 system.tick()
-            for nvml in filter(None, self._nvml.values()):
+            for nvml in self._nvml.values():
                 nvml.drain()
         except Exception as e:
             self._failure = f"{type(e).__name__}: {e}"
@@ -179,19 +180,37 @@ class Outside:
     def _find_ranks(self) -> None:
         from fastload.profiling.hook.records import read
 
-        if {int(f.stem.partition("-")[2]) for f in self._folder.glob("loops-*.json")} <= self._ranks:
+        if not self._has_news():
             return
         for process in read(self._folder).processes:
+            pid, gpu = process["pid"], process["gpu_uuid"]
             # The command's own process is looked at anew, too: what came before its first step is no part of a loop.
-            if process["pid"] not in self._ranks:
-                self._ranks.add(process["pid"])
-                self._begin(process["pid"], process["gpu_uuid"])
+            if pid not in self._gpus:
+                self._begin(pid, gpu)
+            elif gpu is not None and self._gpus[pid] is None:  # its first loop ran before anything was on a GPU
+                self._sample(pid, gpu)
+            self._gpus[pid] = gpu
+
+    def _has_news(self) -> bool:
+        """Tell whether a process has written its first loop, or again while its GPU was not known."""
+        written = {}
+        for file in self._folder.glob("loops-*.json"):
+            if self._gpus.get(int(file.stem.partition("-")[2])) is None:
+                written[file] = file.stat().st_mtime_ns
+        before, self._written = self._written, written
+        return any(before.get(file) != at for file, at in written.items())
 
     def _begin(self, pid: int, gpu: torch.device | str | None) -> None:
-        from fastload.profiling.nvml import NvmlSamples
         from fastload.profiling.system import SystemMeter
 
-        self._systems[pid], self._nvml[pid] = SystemMeter(pid=pid), None if gpu is None else NvmlSamples(gpu)
+        self._systems[pid] = SystemMeter(pid=pid)
+        if gpu is not None:
+            self._sample(pid, gpu)
+
+    def _sample(self, pid: int, gpu: torch.device | str) -> None:
+        from fastload.profiling.nvml import NvmlSamples
+
+        self._nvml[pid] = NvmlSamples(gpu)
 
     def _measured(self, pid: int) -> Measured:
         from fastload.profiling.loops import Measured

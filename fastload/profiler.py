@@ -22,6 +22,7 @@ from fastload.profiling import ranks, terminal
 from fastload.profiling.actions import MEASURED, ROOM, UPPER_BOUND, Advice, advise
 from fastload.profiling.busy import NUM_STEPS as WINDOW_STEPS
 from fastload.profiling.busy import Busy, BusyWindow
+from fastload.profiling.hook.describing import origin
 from fastload.profiling.hook.steps import gpu_in_use
 from fastload.profiling.live import LiveLine
 from fastload.profiling.loops import Feeding, Measured, make_loop, rate
@@ -38,6 +39,7 @@ NUM_CACHED = 4
 REAL_STEPS = 20  # between two blocks of replayed ones
 REPLAY_STEPS = 10  # of a block, behind its warm-up
 REPLAY_WARMUP = 2
+MAX_BLOCKS = 6  # of short epochs: each may end before a block has its steps
 MIN_WINDOW_STEPS = 5  # of those traced on a GPU, 15 where the loop is long enough
 NUM_LOAD = 24  # batches of the loader alone
 MAX_LOAD_SECONDS = 20.0
@@ -54,8 +56,10 @@ class Profile(Generic[Batch]):
     Args:
         loader: a DataLoader, a fastload Loader, any iterable of batches.
         replay: also measure the step alone and the loader alone, and where the time of a sample goes. That changes
-            the training a little: after 20 steps, twice, some batches are given again for 12 steps (behind a shorter
-            loop once, for 22); at the end the loader is iterated once more, and 64 samples are asked for.
+            the training a little: after 20 steps, twice, the first batches are given again for 13 steps, in the place
+            of the 13 that come next (fewer where the epoch ends before); the loop has as many steps as without, so a
+            schedule of the learning rate still ends with it. At the end the loader is iterated once more, and 64
+            samples are asked for.
         device: where the steps run; where not given, that of a fastload Loader, else the GPU with most tensors of this
             process, else Accelerate's, else cuda, else mps, else cpu.
         num_warmup: steps at the very beginning that do not count.
@@ -109,8 +113,8 @@ class Profile(Generic[Batch]):
         self._busy: Busy | None = None
         self._cached: list[Batch] = []
         self._batch_shape: tuple[int, ...] | None = None
-        self._pauses = 0  # blocks of replayed steps so far
-        self._since, self._open = 0, True  # steps since the last pause
+        self._blocks, self._traced = 0, False  # blocks of replayed steps so far; whether a window was traced
+        self._since, self._open = 0, True  # steps since the last of these
         self._next_tick = 0.0
         self._failures: list[str] = []
         self.report: dict[str, Any] | None = None
@@ -135,8 +139,9 @@ class Profile(Generic[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         self._safely(self._tick)
+        batches = self._meter.watch(self._loader)
         try:
-            for batch in self._meter.watch(self._loader):
+            for batch in batches:
                 if self._batch_shape is None or self._replay:
                     self._safely(self._see, batch)
                 yield batch
@@ -144,11 +149,9 @@ class Profile(Generic[Batch]):
                 if time.monotonic() >= self._next_tick:
                     self._safely(self._tick)
                 if self._replay and self._open:
-                    yield from self._between()
+                    yield from self._between(batches)
         finally:  # what comes behind a loop, a validation perhaps, is none of its steps
             self._safely(self._end_window)
-        if self._replay and self._open and self._replay_meter.num_steps < MIN_STEPS and self._cached:
-            yield from self._replayed(MIN_STEPS - self._replay_meter.num_steps)
 
     def close(self, *, complete: bool = False) -> None:
         """End the measuring, and say what came of it; once.
@@ -181,18 +184,21 @@ class Profile(Generic[Batch]):
         if looked and self._nvml is not None:
             self._nvml.drain()
 
-    def _between(self) -> Iterator[Batch]:
+    def _between(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """What happens between two real steps: blocks of replayed ones, and on a GPU a window that is traced."""
         self._since += self._meter.num_steps > 0
-        if self._pauses < 2 and self._since >= REAL_STEPS:
-            self._pauses, self._since = self._pauses + 1, 0
-            yield from self._replayed(REPLAY_STEPS)
-        elif self._pauses == 2 and self._device.type == "cuda" and self._since >= REAL_STEPS:
-            self._pauses, self._since, self._window = 3, 0, BusyWindow(self._device)
+        if self._window is not None:
+            if self._since >= WINDOW_STEPS:
+                self._safely(self._end_window)
+        elif self._since < REAL_STEPS:
+            return
+        elif self._replay_meter.num_steps < MIN_STEPS and self._blocks < MAX_BLOCKS and self._cached:
+            self._blocks, self._since = self._blocks + 1, 0
+            yield from self._replayed(batches)
+        elif self._device.type == "cuda" and not self._traced:
+            self._traced, self._since, self._window = True, 0, BusyWindow(self._device)
             self._meter.settle(WINDOW_STEPS)
             self._safely(self._window.start)
-        elif self._window is not None and self._since >= WINDOW_STEPS:
-            self._safely(self._end_window)
 
     def _end_window(self) -> None:
         window, self._window = self._window, None
@@ -201,13 +207,17 @@ class Profile(Generic[Batch]):
         self._busy = window.stop(self._since)
         self._meter.settle(self._read_ahead)
         if self._since < MIN_WINDOW_STEPS:  # its loop ended: another one in the next epoch
-            self._busy, self._pauses = None, 2
+            self._busy, self._traced = None, False
 
-    def _replayed(self, num_steps: int) -> Iterator[Batch]:
+    def _replayed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield batches again, in the place of as many of the loader's: a longer loop would outrun its schedule."""
+        most = 1 + REPLAY_WARMUP + REPLAY_STEPS
+        self._meter.settle(most)
+        num_left_out = sum(1 for _ in islice(batches, most))
         # What workers read ahead meanwhile is used up before real steps count again.
         self._meter.settle(self._read_ahead)
         self._replay_meter.settle(REPLAY_WARMUP)
-        yield from self._replay_meter.watch(islice(cycle(self._cached), 1 + REPLAY_WARMUP + num_steps))
+        yield from self._replay_meter.watch(islice(cycle(self._cached), num_left_out))
 
     @property
     def _read_ahead(self) -> int:
@@ -239,7 +249,7 @@ class Profile(Generic[Batch]):
             rank=self._rank, warmup=self._num_warmup,
         )  # fmt: skip
         gain = self._attempt(lambda: self._gain(timing, replay)) if again else None
-        shape = self._batch_shape
+        shape, (source, library) = self._batch_shape, self._origin()
         report = Report(
             environment=described(),
             run=Run(
@@ -248,7 +258,7 @@ class Profile(Generic[Batch]):
             ),
             loops=(loop,), verdict=loop.verdict, cause=loop.cause, resident_gain=gain,
             actions=advise(Advice(
-                loop=loop, gain=gain, source=self._source(), converted=self._is_ours,
+                loop=loop, gain=gain, source=source, library=library, converted=self._is_ours,
                 store=None if _side(shape) is None else round((_side(shape) or 0) * ROOM),
                 num_cores=len(os.sched_getaffinity(0)), num_workers=self._feeding.num_workers,
                 assume_gpu_rate=self._assume_gpu_rate,
@@ -286,8 +296,12 @@ class Profile(Generic[Batch]):
             return meter.num_steps >= NUM_LOAD or time.monotonic() >= end or meter.failure is not None
 
         try:
-            while not is_enough():
-                for _ in meter.watch(self._loader):
+            several = True
+            # The first batch of a pass never counts: of passes without a second one (a spent iterator), none ever does.
+            while several and not is_enough():
+                several = False
+                for number, _ in enumerate(meter.watch(self._loader)):
+                    several = number > 0
                     if is_enough():
                         break
         finally:
@@ -318,9 +332,8 @@ class Profile(Generic[Batch]):
             basis=basis,
         )  # fmt: skip
 
-    def _source(self) -> str | None:
-        root = getattr(getattr(self._loader, "dataset", None), "root", None)
-        return str(root) if isinstance(root, str | Path) and str(root) else None
+    def _origin(self) -> tuple[str | None, str | None]:
+        return self._attempt(lambda: origin(getattr(self._loader, "dataset", None))) or (None, None)
 
     def _attempt(self, call: Callable[[], Any]) -> Any:
         result: list[Any] = []

@@ -1,3 +1,4 @@
+import io
 import json
 import shutil
 import sys
@@ -5,21 +6,25 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from rich.console import Console
 
 from bench import training
 from bench.cli import main
 from bench.feeds import Feed
 from bench.figures import outcome, update
 from bench.gpu_util import Options as Feeding
-from bench.gpu_util import _feed
+from bench.gpu_util import _feed, _report
+from bench.outputs import Outputs
 from bench.peers import find_pair, folder_loader, training_folder
 from bench.training import Options, measure
 from fastload.errors import ConfigError, FastloadError
+from fastload.profiling.loops import Feeding as FeedingOf
 from tests.conftest import ROOT, launch, write_folder
-from tests.reports_help import check_report
+from tests.reports_help import check_report, make_loop
 
 
 @pytest.mark.processes
@@ -52,6 +57,27 @@ def test_gpu_util_measures_both_ways(tmp_path: Path) -> None:
     assert str(tmp_path) not in json.dumps(result)
 
 
+@pytest.mark.parametrize(("name", "said"), [("", "fastload convert"), (".fastload", "accelerate launch recipes/")])
+def test_a_command_works_from_here_and_is_cut_where_it_is_written(tmp_path: Path, name: str, said: str) -> None:
+    folder, data = tmp_path / "my insects", tmp_path / f"my insects{name}"
+    options = Feeding(model="resnet18", size=16, batch_size=3, workers=2, steps=1, precision="no", device=None,
+                      max_images=9)  # fmt: skip
+    feed = SimpleNamespace(feeding=FeedingOf(num_workers=2), num_warmup=3)
+    report = _report(folder, data, 13, 18, (make_loop(),), [feed], options, torch.device("cpu")).as_dict()
+    commands = [action["command"] for action in report["actions"]]
+    (command,) = {c for c in commands if c and c.startswith(said)}
+    assert f" '{data}'" in command
+    Outputs(json=tmp_path / "out.json").write(report, Console(file=io.StringIO()))
+    written = (tmp_path / "out.json").read_text()
+    assert str(tmp_path) not in written
+    assert f" 'my insects{name}'" in written
+    # A report of somebody's own script stays with him.
+    Outputs(json=tmp_path / "out.json").write(
+        {**report, "run": {**report["run"], "entry": "hook"}}, Console(file=io.StringIO())
+    )
+    assert f" '{data}'" in (tmp_path / "out.json").read_text()
+
+
 @pytest.mark.processes
 def test_loader_compares_the_same_work(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "insects")
@@ -77,7 +103,9 @@ def test_loader_compares_the_same_work(tmp_path: Path) -> None:
         (("nowhere",), "no such folder or dataset"),
         (("GOOD", "--model", "resnet17"), "resnet17"),
         (("GOOD", "--batch-size", "900"), "smaller --batch-size"),
+        (("GOOD", "--batch-size", "7"), "less than two batches of 7"),  # of 13: all epochs are of one batch
         (("GOOD", "--loader", "folder,tape"), "tape"),
+        (("GOOD", "--batch-size", "3", "--model", "test_vit3", "--size", "64"), "test_vit3 does not run on images"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(

@@ -7,6 +7,7 @@ import torch
 from bench.truth import busy
 from fastload import profile
 from fastload.profiling import WaitMeter
+from fastload.profiling.samples import time_samples
 from fastload.profiling.verdict import efficiency, headspace, judge
 
 
@@ -139,3 +140,30 @@ def test_headspace_and_efficiency() -> None:
     assert efficiency(30, 40, 100, own_seconds=0.01) == pytest.approx(0.75)
     assert headspace(None, 100) is None
     assert efficiency(75, None, 100) is None
+
+
+def test_datasets_that_cannot_be_asked_or_copied_are_left_as_they_were() -> None:
+    class Passed(torch.utils.data.IterableDataset[int]):
+        def __len__(self) -> int:
+            return 4
+
+        def __iter__(self) -> Iterator[int]:
+            return iter(range(4))
+
+    class Uncopied(list[int]):
+        def __init__(self) -> None:
+            super().__init__(range(3))
+            self.transform = self.given = lambda value: value
+
+        def __copy__(self) -> None:
+            raise RuntimeError("one of me is enough")
+
+    class Endless(torch.utils.data.Dataset[int]):
+        def __len__(self) -> int:
+            raise NotImplementedError
+
+    dataset = Uncopied()
+    assert time_samples(dataset) is not None
+    assert dataset.transform is dataset.given
+    assert time_samples(Passed()) is None
+    assert time_samples(Endless()) is None

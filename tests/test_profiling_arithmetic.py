@@ -97,6 +97,10 @@ def test_a_gpu_that_waits_for_something_else_is_told_apart() -> None:
     assert judge(0.02, 60, "cuda", copy_share=0.3, busy_share=0.5).word == "COPY-BOUND"
     assert judge(0.02, 60, "cuda", copy_share=0.1, busy_share=0.5).word == "LAUNCH-BOUND"
     assert judge(0.02, 60, "cuda", copy_share=0.1, busy_share=0.9).word == "NOT INPUT-BOUND"
+    for busy, zeros, sure in ((None, 0.6, "low"), (None, 0.1, "high"), (0.9, 0.6, "high")):
+        found = judge(0.02, 60, "cuda", busy_share=busy, zeros_share=zeros)
+        assert (found.word, found.confidence) == ("NOT INPUT-BOUND", sure)
+        assert ("at 0 for 60% of the time" in found.why) == (sure == "low")
     assert judge(0.02, 60, "cpu", start_share=0.3).word == "INPUT-BOUND"
     assert judge(0.02, 60, "cpu", start_share=0.1).word == "PARTLY INPUT-BOUND"
 
@@ -232,6 +236,10 @@ def test_an_input_that_is_no_problem_is_called_so_and_a_gpu_is_predicted() -> No
     nothing, predicted = advise(Advice(loop=loop, gain=gain, assume_gpu_rate=404.0))
     assert "not the problem" in nothing.text
     assert "gain 2% of" in nothing.text
+    # What is converted already gains nothing from converting.
+    (step_only,) = advise(Advice(loop=loop, converted=True))
+    assert "onver" not in step_only.text
+    assert step_only.gain is None
     # The loader alone makes 100 / 0.99 images/s: a quarter of what such a GPU takes.
     assert "wait 75% of the time" in predicted.text
     assert predicted.text.endswith("INPUT-BOUND.")

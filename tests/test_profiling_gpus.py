@@ -20,6 +20,7 @@ from fastload.profiling import busy, nvml, timing
 from fastload.profiling.busy import Busy, BusyWindow
 from fastload.profiling.hook import watcher
 from fastload.profiling.hook.steps import CudaClock
+from tests.gpu_help import waits_noted
 
 CPU = torch.device("cpu")
 
@@ -118,13 +119,13 @@ def test_a_window_ends_with_its_loop_at_the_latest(
             return Busy(busy_share=0.5, copy_share=0.0, syncs_per_step=0.0, num_steps=steps)
 
     monkeypatch.setattr(profiler, "BusyWindow", Window)
-    # Four steps until the first one counts, three times twenty, and the window.
-    num_batches = 4 + 60 + num_steps
+    # Four steps until the first one counts, three times twenty, two blocks between, and the window.
+    num_batches = 4 + 60 + 2 * 13 + num_steps
     batches = [torch.zeros(2, 3)] * (num_batches + 20 * leave)
     loader = fastload.Profile(batches, device="cpu", replay=True, quiet=True)
     loader._device = torch.device("cuda", 0)
     for number, _ in enumerate(loader, 1):
-        if leave and number == num_batches + 2 * 13:  # with those that were replayed
+        if leave and number == num_batches:
             break
     assert ended == [num_steps - leave], "a step that is left is none"
     loader.close()
@@ -202,13 +203,18 @@ def test_the_driver_is_asked_about_the_gpu_that_the_process_itself_names(
     outside = Outside(os.getpid(), tmp_path)
     outside.look()
     assert asked == [torch.device("cuda", 0)] * (num_gpus == 1), "with several, it is not known which"
-    process = {"pid": os.getpid(), "rank": 0, "began": 0.0, "error": None, "device": "cuda:0", "gpu_uuid": "1-2",
-               "loops": [{}]}  # fmt: skip
-    (tmp_path / f"loops-{os.getpid()}.json").write_text(json.dumps(process))
-    outside._next = 0.0
-    outside.look()
-    assert outside._failure is None
-    assert asked[-1] == "1-2"
+    # Its first loop ran before anything was on a GPU: it is known later.
+    for number, gpu in enumerate([None, None, "1-2", "1-2"], 1):
+        process = {"pid": os.getpid(), "rank": 0, "began": 0.0, "error": None, "gpu_uuid": gpu, "loops": [{}]}
+        file = tmp_path / f"loops-{os.getpid()}.json"
+        file.write_text(json.dumps(process))
+        os.utime(file, (number, number))
+        outside._next = 0.0
+        outside.look()
+        assert outside._failure is None
+        assert ("1-2" in asked) == (gpu is not None)
+        assert len(outside._nvml) == (num_gpus == 1 or gpu is not None), "what samples goes on where none is known yet"
+    assert asked.count("1-2") == 1
 
 
 class Event:
@@ -226,6 +232,47 @@ class Event:
 
     def elapsed_time(self, other: Event) -> float:
         return 1.0
+
+
+class LateEvent(Event):
+    """An event that passes ten later ones after it; waiting for it is noted."""
+
+    made = 0
+    waits: tuple[str, ...] = ()
+
+    def record(self, stream: object) -> None:
+        LateEvent.made += 1
+        self.number = LateEvent.made
+
+    def query(self) -> bool:
+        return LateEvent.made > self.number + 10
+
+    def synchronize(self) -> None:
+        LateEvent.waits += ("event",)
+
+
+def test_nothing_is_waited_for_step_by_step(held: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held[1] = 5
+    stream = SimpleNamespace(synchronize=lambda: noted.append("stream"))
+    monkeypatch.setattr(LateEvent, "waits", ())
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    with waits_noted() as noted:
+        monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: LateEvent([False]))
+        meter, watching = timing.WaitMeter(torch.device("cuda", 1)), watcher.Watcher(str(tmp_path))
+        loader = torch.utils.data.DataLoader(torch.zeros(100, 3))  # type: ignore[arg-type]
+        current = watching.pass_begins(loader, loader, 1.0)
+        for batch in meter.watch(loader):
+            watching.next_returned(current, watching.step_begins(current), batch, over=False)
+        assert meter.failure is None
+        assert meter.share_so_far is not None
+        assert (noted, LateEvent.waits) == ([], ())
+        assert meter.result().num_steps > 80
+        assert noted == ["device"], "once, at the end"
+    (loop,) = (loop for same in watching.loops.values() for loop in same)
+    assert loop.totals["steps"] > 80
+    assert current.step is not None
+    assert isinstance(current.step.clock, CudaClock)
 
 
 def test_no_event_is_asked_for_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:

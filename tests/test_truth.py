@@ -9,8 +9,21 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from bench.truth import RATIOS, TOLERANCE, Point, lengths, measure_point, nominal, read_ahead
+from bench.truth import (
+    RATIOS,
+    TOLERANCE,
+    Point,
+    _told,
+    lengths,
+    measure_cost,
+    measure_point,
+    nominal,
+    read_ahead,
+    run_case,
+)
+from bench.truth_cases import CASES, Case, evidence_cases, made
 from fastload.profiling import Timing, WaitMeter
+from fastload.profiling.causes import CAUSES
 from fastload.profiling.intervals import ratio_interval
 
 CPU = torch.device("cpu")
@@ -96,3 +109,34 @@ def test_a_reading_thread_ends_with_its_loop() -> None:
     next(made)
     made.close()  # type: ignore[attr-defined]
     assert not [t for t in threading.enumerate() if t.name == "bench-truth"]
+
+
+@pytest.mark.parametrize(
+    ("expected", "loading"),
+    [("one-worker", {"augment_seconds": 0.002}), ("loader-sleeps", {"pause_seconds": 0.003})],
+)
+def test_a_made_loader_is_run_and_its_cause_is_found(expected: str, loading: dict[str, float]) -> None:
+    setting = made(count=120, workers=0, decode=False, **loading)  # type: ignore[arg-type]
+    result = run_case(Case(name="made", expected=expected, setting=setting), tries=1)
+    assert result["verdict"] == "INPUT-BOUND", "four samples take longer than a step, whatever else runs"
+    assert result["wait_share"] > 0.2
+    assert result["right"] == (result["said"][-1] == expected)
+    assert result["evidence"][0].startswith("data wait ")
+    # Where others take the cores, they are the cause, and so it says.
+    assert result["said"][-1] in (expected, "starved-cores")
+
+
+def test_what_only_a_gpu_shows_is_told_and_no_cause_is_left_out() -> None:
+    told = [_told(*case) for case in evidence_cases()]
+    assert all(case["right"] for case in told), told
+    expected = {case.expected for case in CASES} | {case["expected"] for case in told}
+    assert set(CAUSES) - expected == {"workers-bound"}, "it is what is said where nothing more is known"
+    assert expected <= set(CAUSES)
+
+
+def test_the_cost_of_watching_is_that_of_paired_blocks() -> None:
+    cost = measure_cost(1e-3, rounds=1, num_steps=6)
+    assert cost["step_us"] >= 1000
+    assert cost["share"] == pytest.approx(cost["added_us"] / cost["step_us"])
+    assert cost["empty_added_us"] > 0
+    assert cost["empty_share"] == pytest.approx(cost["empty_added_us"] / 1000)

@@ -24,6 +24,7 @@ from fastload.profiling.loops import Measured
 from fastload.profiling.timing import WaitMeter
 from tests import training_scripts
 from tests.conftest import ROOT
+from tests.gpu_help import waits_noted
 from tests.reports_help import check_report
 
 SCRIPT = ROOT / "tests" / "training_scripts.py"
@@ -141,6 +142,16 @@ def test_two_loaders_in_turns_feed_one_step(seen: Seen, monkeypatch: pytest.Monk
         assert loop["totals"]["wait_seconds"] / loop["totals"]["steps"] == pytest.approx(4.0)
 
 
+def test_an_iterator_kept_after_its_first_batch_gathers_nothing(seen: Seen) -> None:
+    first_look = iter(DataLoader(data(40), batch_size=2))
+    next(first_look)  # as in many a tutorial, to look at one batch
+    for _ in DataLoader(data(41), batch_size=2):
+        pass
+    (kept,) = watcher.start()._open
+    assert kept.step is None or kept.step.others == []
+    assert seen()["TensorDataset41"]["totals"]["steps"] == 21 - 3
+
+
 class Outer(IterableDataset):
     def __iter__(self) -> Iterator[torch.Tensor]:
         for batch, *_ in DataLoader(data(60), batch_size=3):
@@ -252,13 +263,10 @@ def test_on_a_gpu_its_own_time_counts_and_nothing_is_synchronized(seen: Seen) ->
         assert low <= loop["totals"]["wait_seconds"] / loop["totals"]["seconds"] <= high
     events = len(watcher.start()._clock._pool)
     assert events < 200, "events go back to their pool"
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waits_noted() as waits:
         for _ in DataLoader(data(60), batch_size=2):
             matrix @ matrix
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert watcher.start().error is None
+    assert (waits, watcher.start().error) == ([], None)
 
 
 def python(*words: str, folder: Path | None, paths: list[Path] | None = None) -> subprocess.CompletedProcess[str]:

@@ -23,6 +23,7 @@ class Advice:
         loop: what it is about.
         gain: what converting would give, where that is known.
         source: the folder of images, where it is known.
+        library: torchvision's class that reads `source` as its root; None of a folder that is read as it is.
         converted: whether the loop is fed by a converted dataset already.
         store: side to convert to, in pixels, where it is known.
         num_cores: that this process may use.
@@ -33,6 +34,7 @@ class Advice:
     loop: Loop
     gain: ResidentGain | None = None
     source: str | None = None
+    library: str | None = None
     converted: bool = False
     store: int | None = None
     num_cores: int = 1
@@ -89,6 +91,8 @@ def _convert(advice: Advice) -> Action:
     gain, share = advice.gain, advice.loop.wait.share or 0.0
     speedup, basis = (gain.speedup, gain.basis) if gain is not None else (_without(share), UPPER_BOUND)
     source = "FOLDER" if advice.source is None else shlex.quote(printable(advice.source))
+    if advice.library is not None:
+        source = f"torchvision:{advice.library} --root {source}"
     size = f" --size {advice.store}" if advice.store else ""
     text = "Convert the images once, and load them with fastload.Loader."
     if speedup is not None and speedup < WORTH:
@@ -117,15 +121,16 @@ def _launch(advice: Advice) -> Iterator[Action]:
 
 def _nothing(advice: Advice) -> Action:
     """Say that the input is not the problem, and by how little a conversion would help."""
+    command = "torch.set_float32_matmul_precision('high')" if advice.loop.gpu.memory_bytes else None
+    step = "Look at the step: mixed precision, a larger batch, compile."
+    if advice.converted:
+        return Action(text=f"The input is not the problem. {step}", command=command)
     gain, share = advice.gain, advice.loop.wait.share or 0.0
     speedup, basis = (gain.speedup, gain.basis) if gain is not None else (_without(share), UPPER_BOUND)
     rest = f"converting would gain {max(0.0, (speedup or 1.0) - 1):.0%} of the images/s"
     most = "at most, " if basis == UPPER_BOUND else ""
-    return Action(
-        text=f"The input is not the problem; {most}{rest}. Look at the step: mixed precision, a larger batch, compile.",
-        command="torch.set_float32_matmul_precision('high')" if advice.loop.gpu.memory_bytes else None, gain=speedup,
-        basis=basis,
-    )  # fmt: skip
+    text = f"The input is not the problem; {most}{rest}. {step}"
+    return Action(text=text, command=command, gain=speedup, basis=basis)
 
 
 def _on_a_gpu(advice: Advice, rate: float) -> Action:

@@ -140,8 +140,9 @@ def make_loop(
             timing.wait_share, timing.num_steps, device_type, efficiency_share, interval=interval,
             start_share=timing.start_share, busy_share=evidence.busy_share, copy_share=evidence.copy_share,
             own_share=own_share,
+            zeros_share=measured.nvml.zeros_share if measured.nvml is not None and device_type == "cuda" else None,
         ),
-        series=_series(timing, measured),
+        series=_series(timing, measured.nvml_series if device_type == "cuda" else ()),
     )  # fmt: skip
 
 
@@ -174,9 +175,8 @@ def _gpu(device_type: str, measured: Measured) -> Gpu:
     return Gpu(busy_share=busy, nvml=measured.nvml, memory_bytes=measured.gpu_memory_bytes)
 
 
-def _series(timing: Timing, measured: Measured) -> Series:
+def _series(timing: Timing, nvml: Sequence[tuple[float, float]]) -> Series:
     kept = thinned(timing.num_steps, MAX_SERIES)
-    nvml = measured.nvml_series
     return Series(
         time=tuple(timing.step_ends[i] for i in kept), step_seconds=tuple(timing.step_seconds[i] for i in kept),
         wait_seconds=tuple(timing.step_waits[i] for i in kept),

@@ -71,6 +71,22 @@ def command() -> str:
     return shlex.join([name, *words])
 
 
+def shortened(report: dict[str, Any]) -> dict[str, Any]:
+    """Return a report of `bench`, which is read elsewhere, with absolute paths in its actions cut as in `command`.
+
+    Others keep them: who watches a script of his own reads the report where it was made.
+    """
+    if report["run"]["entry"] != "bench":
+        return report
+
+    def cut(line: str | None) -> str | None:
+        if line is None or not line.startswith(("fastload ", "accelerate ")):
+            return line  # Python
+        return shlex.join(word.rsplit("/", 1)[-1] if word.startswith("/") else word for word in shlex.split(line))
+
+    return {**report, "actions": [{**action, "command": cut(action["command"])} for action in report["actions"]]}
+
+
 def write_json(file: Path, content: dict[str, Any]) -> None:
     """Write a result whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)

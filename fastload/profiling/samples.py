@@ -60,9 +60,12 @@ def time_samples(
         Seconds per sample. `open` is everything but decoding, transforms and collating: opening, reading, labels. No
         part is charged with another one within it: a transform may make a lazy image decode itself.
     """
+    # One that is gone through may have a length, too, and nothing at a position.
+    if isinstance(dataset, torch.utils.data.IterableDataset):
+        return None
     try:
         positions = thinned(len(dataset), count)
-    except TypeError:
+    except (TypeError, NotImplementedError):
         return None
     own = _unshared(dataset)
     with generators_kept(), _Watch.installed(own) as watch:
@@ -149,7 +152,8 @@ class _Watch:
             inner = _innermost(dataset)
             transform = getattr(inner, "transform", None)
             if callable(transform) and not hasattr(transform, "transforms"):  # a Compose is timed by its class
-                inner.transform = watch.timed(transform, "transform")
+                # Put back: a dataset that refused to be copied is the loop's own.
+                stack.enter_context(mock.patch.object(inner, "transform", watch.timed(transform, "transform")))
             yield watch
 
 

@@ -40,6 +40,7 @@ def judge(
     busy_share: float | None = None,
     copy_share: float | None = None,
     own_share: float | None = None,
+    zeros_share: float | None = None,
 ) -> Verdict:
     """Judge a loop by the share of time its device waited for data.
 
@@ -53,6 +54,7 @@ def judge(
         busy_share: time with a kernel on the GPU, over a window of steps.
         copy_share: time in which the GPU did nothing but receive batches, likewise.
         own_share: time of the loader's own work on the device over wall time, None where it does not tell.
+        zeros_share: of the driver's samples, in which nothing ran on the GPU; asked where `busy_share` is not known.
     """
     if wait_share is None or num_steps < MIN_STEPS:
         why = f"{num_steps} steps were measured and {MIN_STEPS} are needed; run longer."
@@ -66,6 +68,12 @@ def judge(
     verdict = _by_wait(wait_share, start_share, device_type) or _by_rest(
         wait_share, device_type, efficiency_share, busy_share, copy_share, own_share
     )
+    if verdict.word == "NOT INPUT-BOUND" and busy_share is None and (zeros_share or 0.0) > 1 - IDLE_GPU_SHARE:
+        why = (
+            f"{verdict.why} Yet the driver saw the GPU at 0 for {zeros_share:.0%} of the time: it may wait for the "
+            "host; a window of traced steps would tell (fastload.Profile(loader, replay=True))."
+        )
+        return replace(verdict, why=why, confidence="low")
     return replace(verdict, confidence=_confidence(verdict.word, wait_share, num_steps, interval))
 
 

@@ -16,9 +16,10 @@ def describe(loader: Any, dataset: Any, site: str) -> dict[str, Any]:
     sampler = getattr(loader, "sampler", None)
     context = getattr(loader, "multiprocessing_context", None)
     placement = getattr(loader, "placement", None)
+    root, library = origin(dataset)
     return {
         "site": site, "loader": type(loader).__name__, "dataset": type(dataset).__name__,
-        "num_samples": _length(dataset), "root": _root(dataset), "batch_size": _batch_size(loader),
+        "num_samples": _length(dataset), "root": root, "library": library, "batch_size": _batch_size(loader),
         "shuffles": None if sampler is None else "Random" in type(sampler).__name__,
         "num_workers": getattr(loader, "num_workers", None), "pin_memory": getattr(loader, "pin_memory", None),
         "persistent_workers": getattr(loader, "persistent_workers", None),
@@ -36,14 +37,24 @@ def _length(dataset: Any) -> int | None:
         return None
 
 
-def _root(dataset: Any) -> str | None:
-    """Return the folder that a dataset of torchvision's kind reads, through what is wrapped around it."""
+def origin(dataset: Any) -> tuple[str | None, str | None]:
+    """Return (folder, class) that a dataset of torchvision's kind reads, through what is wrapped around it.
+
+    The class is the name of torchvision's own one that knows what lies in the folder (CIFAR10); None where these are
+    class folders of images, or something of the script's own.
+    """
     for _ in range(4):
         root = getattr(dataset, "root", None)
-        if isinstance(root, (str, os.PathLike)):
-            return os.fspath(root) if isinstance(os.fspath(root), str) else None
+        if isinstance(root, (str, os.PathLike)) and isinstance(os.fspath(root), str) and os.fspath(root):
+            return os.fspath(root), _torchvision_class(type(dataset))
         dataset = getattr(dataset, "dataset", None)
-    return None
+    return None, None
+
+
+def _torchvision_class(kind: type) -> str | None:
+    of_torchvision = (base.__name__ for base in kind.__mro__ if base.__module__.startswith("torchvision.datasets."))
+    name = next(of_torchvision, None)
+    return None if name in ("ImageFolder", "DatasetFolder", "VisionDataset") else name
 
 
 def _batch_size(loader: Any) -> int | None:

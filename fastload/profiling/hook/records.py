@@ -140,7 +140,8 @@ def _name(loop: Json) -> str:
 def _source(loop: Json) -> str | None:
     """Return the folder to convert: a dataset's own, or the one that it is the training split of."""
     root = loop["root"]
-    return str(Path(root).parent) if root and Path(root).name.lower() in TRAIN else root
+    is_split = root and not loop["library"] and Path(root).name.lower() in TRAIN
+    return str(Path(root).parent) if is_split else root
 
 
 def _side(loop: Json) -> int | None:
@@ -150,9 +151,9 @@ def _side(loop: Json) -> int | None:
 
 def _run(found: Found, about: Json) -> Run:
     first, shape = found.processes[0], about["batch_shape"]
-    source = _source(about)
+    source = None if about["library"] else _source(about)
     return Run(
-        entry="hook", data=about["dataset"] if not source else Path(source).name or about["dataset"], size=_side(about),
+        entry="hook", data=(Path(source).name if source else about["library"]) or about["dataset"], size=_side(about),
         batch_size=about["batch_size"] or (shape[0] if shape else None), device=first["device"].partition(":")[0],
         num_ranks=len({process["rank"] for process in found.processes}), num_warmup=NUM_WARMUP,
     )  # fmt: skip
@@ -179,7 +180,7 @@ def _gain(loop: Loop, about: Json) -> ResidentGain | None:
 def _actions(loop: Loop, about: Json, gain: ResidentGain | None) -> tuple[Action, ...]:
     side = _side(about)
     return advise(Advice(
-        loop=loop, gain=gain, source=_source(about), converted=about["placement"] is not None,
+        loop=loop, gain=gain, source=_source(about), library=about["library"], converted=about["placement"] is not None,
         store=None if side is None else math.ceil(side * ROOM), num_cores=len(os.sched_getaffinity(0)),
         num_workers=about["num_workers"],
     ))  # fmt: skip

@@ -125,10 +125,12 @@ class Watcher:
             loop.starts["count"] += 1
             loop.starts["later_wait_seconds"] += now - current.asked if later else 0.0
         for other in self._open:
-            if other is not current and other.step is not None and other.step.clock is step.clock:
-                other.step.others.append((step.begin, step.arrived))
+            # A step that does not count needs none: that of an iterator kept after one batch gathers them for ever.
+            outer = other.step if other is not current else None
+            if outer is not None and outer.counts and outer.clock is step.clock:
+                outer.others.append((step.begin, step.arrived))
                 step.shared = True
-                other.step.host_wait += step.host_wait
+                outer.host_wait += step.host_wait
 
     def stop(self, error: Exception) -> None:
         """Watch no more: something went wrong in here."""
