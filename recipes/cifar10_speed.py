@@ -27,7 +27,7 @@ import torch
 import torchvision.transforms.v2 as T
 import tyro
 from lookahead import Lookahead
-from several import tell
+from several import in_new_folder, tell
 from speed_network import Views, make_network, whitening
 
 import fastload
@@ -85,6 +85,7 @@ def main(s: Settings) -> None:
         # Here, once for all runs, and not by each Trainer: what Accelerate wraps around it is another one every time.
         layers.compile()
     network = Views(layers, moved=s.tta)
+    s = in_new_folder(s)
     train_once(replace(s, epochs=1, max_steps=3, output=s.output / "warm-up"), network, filters, train, test, plain)
     before = time.perf_counter() - begin
     runs = [replace(s, seed=s.seed + n, output=s.output / f"run-{n + 1}") for n in range(s.runs)]

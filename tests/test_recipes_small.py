@@ -88,6 +88,13 @@ def result_of(output: Path) -> dict[str, Any]:
     return result
 
 
+def earlier_run(output: Path) -> Path:
+    """Write an earlier run's summary, which no later one may touch."""
+    output.mkdir()
+    (output / "result.json").write_text("earlier")
+    return output / "result.json"
+
+
 @pytest.mark.parametrize(
     ("name", "more", "model"),
     [
@@ -126,6 +133,7 @@ def test_cifar10_speed_compiles_once_and_every_run_begins_anew(  # type: ignore[
 ) -> None:
     compiled: list[torch.nn.Module] = []  # really compiled, it takes ten seconds; see the next test
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
+    earlier = earlier_run(tmp_path / "run")
     module = recipe("cifar10_speed")
     train_once, done = module.train_once, []
 
@@ -146,7 +154,8 @@ def test_cifar10_speed_compiles_once_and_every_run_begins_anew(  # type: ignore[
     out = capsys.readouterr().out
     assert "(mean of 2 runs of" in out
     assert " s before them" in out
-    of_run, whole = result_of(tmp_path / "run" / "run-1"), result_of(tmp_path / "run")
+    of_run, whole = result_of(tmp_path / "run-2" / "run-1"), result_of(tmp_path / "run-2")
+    assert earlier.read_text() == "earlier"
     assert of_run["epochs"][0]["accuracy"] is None, "no evaluation within an epoch"
     assert len(whole["accuracies"]) == 2
     with pytest.raises(ConfigError, match="Lookahead"):
@@ -269,16 +278,18 @@ def test_a_column_is_as_it_stood_in_the_table(recipe, tmp_path: Path) -> None:  
 
 
 def test_mlp_diabetes_validates_every_row_once(recipe, patients: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    earlier = earlier_run(tmp_path / "run")
     module = recipe("mlp_diabetes")
     module.main(module.Settings(dataset=patients, folds=4, output=tmp_path / "run", **FEW))
     counts = []
     for fold in range(1, 5):
-        with (tmp_path / "run" / f"fold-{fold}" / "per_class.csv").open() as file:
+        with (tmp_path / "run-2" / f"fold-{fold}" / "per_class.csv").open() as file:
             counts.append([int(row["samples"]) for row in csv.DictReader(file)])
     assert np.sum(counts, 0).tolist() == [8, 15]
     assert (np.ptp(counts, 0) <= 1).all(), "each fold has its share of both classes"
-    summary = result_of(tmp_path / "run")
-    shares = [result_of(tmp_path / "run" / f"fold-{n}")["epochs"][-1]["accuracy"] for n in range(1, 5)]
+    assert earlier.read_text() == "earlier"
+    summary = result_of(tmp_path / "run-2")
+    shares = [result_of(tmp_path / "run-2" / f"fold-{n}")["epochs"][-1]["accuracy"] for n in range(1, 5)]
     assert summary["accuracy"] == pytest.approx(np.mean(shares), abs=1e-4)
     assert "always the more frequent class 65.2%" in capsys.readouterr().out  # 15 of 23
 
