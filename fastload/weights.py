@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from fastload.checkpoint import load_matching, load_weights, write_tensors
+from fastload.checkpoint import Convert, load_matching, load_weights, write_tensors
 from fastload.errors import CheckpointError, ConfigError, printable
 
 PROBE_SECONDS = 5.0
@@ -99,12 +99,19 @@ def build(
     model = _create(model_name, num_classes, options)
     if weights is None:
         return model, "none: from scratch"
-    # timm's own conversion, e.g. of a ViT's position embeddings to another image size.
-    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    matched = load_matching(model, weights.file, convert=convert)
+    matched = load_matching(model, weights.file, convert=_conversion_for(model))
     skipped = f"; left as they were: {', '.join(matched.skipped[:4])}" if matched.skipped else ""
     more = f" and {len(matched.skipped) - 4} more" if len(matched.skipped) > 4 else ""
     return model, printable(f"{weights.origin}{skipped}{more}")
+
+
+def _conversion_for(model: torch.nn.Module) -> Convert | None:
+    """Return timm's own conversion, e.g. of a ViT's positions to another image size, or of torchvision's names."""
+    module = sys.modules[type(model).__module__]
+    convert: Convert | None = getattr(module, "checkpoint_filter_fn", None)
+    # VGG's and DenseNet's take no model.
+    rename = getattr(module, "_filter_fn", None) or getattr(module, "_filter_torchvision_pretrained", None)
+    return convert or (rename and (lambda state, _model: rename(state)))
 
 
 def export(model_name: str, file: Path) -> Weights:
@@ -129,6 +136,7 @@ def find_published(model_name: str) -> Published:
         ConfigError: no such model.
     """
     import timm
+    import torchvision
 
     if timm.is_model(model_name):
         try:
@@ -140,10 +148,11 @@ def find_published(model_name: str) -> Published:
             return Published(name=model_name, repo=None, url=None)
         name = f"{config.architecture}.{config.tag}" if config.tag else str(config.architecture)
         url = str(config.url or "")
+        if not url and config.tag == "tv_in1k" and config.architecture in torchvision.models.list_models():
+            # Torchvision's own file, under the same names in both; timm names a copy on the Hub alone.
+            url = torchvision.models.get_model_weights(config.architecture).IMAGENET1K_V1.url
         # The oldest ViTs are .npz.
         return Published(name=name, repo=config.hf_hub_id or None, url=url if url.endswith(_ENDINGS) else None)
-    import torchvision
-
     if model_name in torchvision.models.list_models(module=torchvision.models):
         return Published(name=model_name, repo=None, url=torchvision.models.get_model_weights(model_name).DEFAULT.url)
     near = timm.list_models(f"*{model_name}*")[:5]

@@ -1,5 +1,6 @@
 """Published weights: found where they lie, said where not; no network is used."""
 
+import re
 import threading
 import time
 import urllib.error
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import torchvision
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
@@ -145,6 +147,22 @@ def test_names() -> None:
         find_published("resnet1")
     with pytest.raises(ConfigError, match="neither"):
         build("nonsense\x1b", 3, "none")
+
+
+@pytest.mark.parametrize("name", ["vgg11", "densenet121"])
+def test_torchvisions_own_files_fit_timms_networks(name: str) -> None:
+    url = find_published(f"{name}.tv_in1k").url
+    assert url is not None
+    assert url == getattr(torchvision.models.get_model_weights(name), "IMAGENET1K_V1").url  # noqa: B009
+    with torch.device("meta"):  # names and shapes: VGG11 has 129 million weights
+        model, given = timm.create_model(name), torchvision.models.get_model(name).state_dict()
+    # As the files have them: DenseNet's are older than torchvision's names, and than the count of batches.
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", k): t for k, t in given.items()}
+    convert = module._conversion_for(model)
+    assert convert is not None
+    got = convert({k: t for k, t in old.items() if "num_batches" not in k}, model)
+    expected = {k: t.shape for k, t in model.state_dict().items() if "num_batches" not in k}
+    assert {k: t.shape for k, t in got.items()} == expected
 
 
 def test_a_vit_of_another_image_size_keeps_its_positions(tmp_path: Path) -> None:
