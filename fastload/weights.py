@@ -7,6 +7,8 @@ and last, where there is a network, at the Hub or the server that published them
 from __future__ import annotations
 
 import os
+import re
+import socket
 import sys
 import threading
 import urllib.error
@@ -23,8 +25,10 @@ from fastload.checkpoint import Convert, load_matching, load_weights, write_tens
 from fastload.errors import CheckpointError, ConfigError, printable
 
 PROBE_SECONDS = 5.0
+STALL_SECONDS = 30.0  # without a byte, a download has broken off
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
+_HASH = re.compile(r"-([a-f0-9]{8,})\.")  # of SHA-256, its first digits, as torchvision and timm name their files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,15 +238,30 @@ def _download(published: Published, looked: list[str]) -> Weights | None:
         reached = _reaches(published.url)
         file = _torch_cache() / published.url.rsplit("/", 1)[-1]
         if reached == "":
-            with suppress(Exception):
-                file.parent.mkdir(parents=True, exist_ok=True)
-                torch.hub.download_url_to_file(published.url, str(file), progress=sys.stderr.isatty())
+            reached = _fetch(published.url, file)
+            if reached == "":
                 return Weights(file=file, origin=f"{published.name}, downloaded from {published.url}")
-            reached = "the download broke off"
         looked.append(f"{published.url}: {reached}")
     if published.repo is None and published.url is None:
         looked.append("nobody published any that timm knows of")
     return None
+
+
+def _fetch(url: str, file: Path) -> str:
+    """Download `url` to `file`, whole or not at all; return why that failed, or nothing."""
+    named = _HASH.search(file.name)
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(STALL_SECONDS)  # torch's download has no other way to be given one
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(file), named and named[1], progress=sys.stderr.isatty())
+    except RuntimeError:
+        return "what came has not the checksum in its name"
+    except Exception as e:  # what a broken connection raises depends on where it breaks
+        return f"the download broke off ({type(e).__name__})"
+    finally:
+        socket.setdefaulttimeout(before)
+    return ""
 
 
 def _reaches(url: str) -> str:

@@ -1,9 +1,13 @@
 """Published weights: found where they lie, said where not; no network is used."""
 
+import hashlib
+import io
 import re
+import socket
 import threading
 import time
 import urllib.error
+from email.message import Message
 from pathlib import Path
 
 import pytest
@@ -69,6 +73,35 @@ def test_a_host_that_never_answers_costs_seconds(monkeypatch: pytest.MonkeyPatch
             resolve("auto", NAME)
     finally:
         answered.set()
+
+
+class Answer(io.BytesIO):
+    def info(self) -> Message:
+        return Message()
+
+
+def test_a_download_is_whole_or_nothing_and_waits_no_longer_than_told(
+    nowhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float | None] = []
+
+    def serve(*_: object, **__: object) -> Answer:
+        waits.append(socket.getdefaulttimeout())
+        return Answer(b"weights")
+
+    monkeypatch.setattr("urllib.request.urlopen", serve)
+    monkeypatch.setattr(torch.hub, "urlopen", serve)
+    right = hashlib.sha256(b"weights").hexdigest()[:8]
+    before = socket.getdefaulttimeout()
+    looked: list[str] = []
+    for name, is_whole in ((f"net-{right}.pth", True), ("net-0123abcd.pth", False), ("net-1.pth", True)):
+        published = module.Published(name="net", repo=None, url=f"https://host/{name}")
+        assert (module._download(published, looked) is not None) == is_whole
+        assert (nowhere / "torch" / "checkpoints" / name).exists() == is_whole
+    assert looked == ["https://host/net-0123abcd.pth: what came has not the checksum in its name"]
+    assert sorted(p.name for p in (nowhere / "torch" / "checkpoints").iterdir()) == ["net-1.pth", f"net-{right}.pth"]
+    assert waits[1] == module.STALL_SECONDS
+    assert socket.getdefaulttimeout() == before
 
 
 def test_offline_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
