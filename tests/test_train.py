@@ -17,7 +17,6 @@ from fastload.checkpoint import load_matching
 from fastload.config import Loss
 from fastload.errors import ConfigError, TrainError
 from fastload.evaluation import Totals, draw_confusion, write_confusion
-from fastload.optim import make_optimizer, make_scheduler
 from fastload.train import Phase
 
 pytestmark = pytest.mark.usefixtures("no_accelerate_left")
@@ -326,41 +325,6 @@ def test_hostile_class_names_are_drawn(tmp_path: Path) -> None:
     draw_confusion(tmp_path)
     assert (tmp_path / "confusion.png").exists()
     assert "\x1b" not in (tmp_path / "confusion.csv").read_text()
-
-
-def rates(**config: object) -> list[float]:
-    settings = TrainConfig(lr=1.0, **config)  # type: ignore[arg-type]
-    optimizer = make_optimizer(network(), settings)
-    scheduler = make_scheduler(optimizer, settings, steps_per_epoch=5)
-    found = []
-    for _ in range(settings.epochs * 5):
-        found.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    return found
-
-
-def test_schedules() -> None:
-    cosine = rates(epochs=4, schedule="cosine")
-    assert cosine == pytest.approx([0.5 * (1 + math.cos(math.pi * s / 20)) for s in range(20)])
-    step = rates(epochs=5, schedule="step", step_epochs=2, gamma=0.1)
-    assert step == pytest.approx([1.0] * 10 + [0.1] * 10 + [0.01] * 5)
-    assert rates(epochs=2, schedule="constant") == [1.0] * 10
-    cycle = rates(epochs=4, schedule="one_cycle")
-    assert (cycle[0], max(cycle), cycle.index(max(cycle))) == (pytest.approx(0.04), 1.0, 6)
-    assert cycle[:7] == sorted(cycle[:7])
-    assert cycle[6:] == sorted(cycle[6:], reverse=True)
-    assert cycle[-1] < 0.02
-    assert rates(epochs=4, schedule="one_cycle", warmup_epochs=1).index(1.0) == 5
-    warm = rates(epochs=3, schedule="constant", warmup_epochs=1)
-    assert warm[:6] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1.0])
-
-
-def test_norms_and_biases_do_not_decay() -> None:
-    decayed, plain = make_optimizer(network(), TrainConfig()).param_groups
-    assert {p.ndim for p in decayed["params"]} == {2, 4}
-    assert {p.ndim for p in plain["params"]} == {1}
-    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.05, 0.0)
 
 
 @pytest.mark.parametrize(
