@@ -6,7 +6,7 @@ The file is replaced as a whole: a run that is killed at any moment leaves the l
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ from safetensors import SafetensorError, safe_open
 from fastload.checkpoint import write_tensors
 from fastload.config import TrainConfig
 from fastload.errors import CheckpointError, printable
+from fastload.loader import Loader
 from fastload.results import Epoch
 from fastload.settings import plain
+from fastload.together import gather_numbers
 
 STATE_NAME = "state.safetensors"
 STATE_VERSION = 1
@@ -76,11 +78,26 @@ class State:
         return {k.removeprefix(f"{name}."): t for k, t in self.tensors.items() if k.startswith(f"{name}.")}
 
 
-def settings_of(config: TrainConfig, phases: list[Any]) -> dict[str, Any]:
-    """Return what must be the same when a run goes on; paths by their last part: a run may move."""
+def settings_of(
+    config: TrainConfig, accelerator: Accelerator, phases: Sequence[Any], loaders: Iterable[Loader | None]
+) -> dict[str, Any]:
+    """Return what must be the same when a run goes on; paths by their last part: a run may move.
+
+    Args:
+        config, accelerator: of the run.
+        phases: `Phase`s.
+        loaders: those that serve phases without loaders of their own.
+    """
     kept = {k: v for k, v in plain(config).items() if k not in _FREE}
     paths = {k: v.name for k, v in asdict(config).items() if isinstance(v, Path) and k in kept}
-    return {**kept, **paths, "phases": phases}
+    # The schedule counts steps of each process, and these are fewer where more of them share an epoch.
+    run = {"num_processes": accelerator.num_processes, "mixed_precision": accelerator.mixed_precision}
+    parts = [[p.name, p.epochs, p.lr, p.trainable] for p in phases]
+    every = [*loaders, *(loader for p in phases for loader in (p.train, p.valid))]
+    data = sorted(
+        {f"{x.dataset.source_name} {x.dataset.split} {x.dataset.digest[:12]}" for x in every if x is not None}
+    )
+    return {**kept, **paths, **run, "phases": parts, "data": data}
 
 
 def write_state(
@@ -111,6 +128,30 @@ def write_state(
             "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None, **about,
         }  # fmt: skip
         write_tensors(file, tensors, {"fastload": json.dumps(about)})
+
+
+def find_state(file: Path, settings: dict[str, Any], accelerator: Accelerator) -> State | None:
+    """Return what `read_state` does, the same on every rank.
+
+    Raises:
+        CheckpointError: as there; or ranks find different states, as their machines share no such folder.
+    """
+    failure: CheckpointError | None = None
+    state: State | None = None
+    try:
+        state = read_state(file, settings)
+    except CheckpointError as e:
+        failure = e
+    if accelerator.num_processes > 1:
+        place = state.about["position"] if state is not None else {}
+        told = gather_numbers([failure is not None, *(place.get(key, -1) for key in ("phase", "updates", "batch"))])
+        if failure is None and any(row != told[0] for row in told):
+            failure = CheckpointError(
+                f"{printable(file)} is not the same for all processes; --output has to lie where all machines see it."
+            )
+    if failure is not None:
+        raise failure
+    return state
 
 
 def read_state(file: Path, settings: dict[str, Any]) -> State | None:

@@ -26,7 +26,7 @@ from fastload.phases import Run
 from fastload.profiling import Timing, judge
 from fastload.profiling.report import write_json
 from fastload.results import Epoch, TrainResult, make_output, names_of, report, shown_settings
-from fastload.resuming import STATE_NAME, read_state, restore_generators, settings_of
+from fastload.resuming import STATE_NAME, find_state, restore_generators, settings_of
 from fastload.settings import save
 from fastload.tracking import Bar, Trace, check_tracker, warn
 
@@ -86,8 +86,8 @@ class Trainer:
         """
         config, output = self.config, make_output(self.config, self.is_main)
         phases = list(phases or [Phase("all", config.epochs)])
-        settings = settings_of(config, [[p.name, p.epochs, p.lr, p.trainable] for p in phases])
-        resumed = read_state(output / STATE_NAME, settings) if config.resume else None
+        settings = settings_of(config, self.accelerator, phases, (train, valid))
+        resumed = find_state(output / STATE_NAME, settings, self.accelerator) if config.resume else None
         about = {**names_of(train.dataset), "config": shown_settings(config), **(info or {})}
         if self.is_main:
             save(replace(config, output=output), output / "settings.yaml")

@@ -5,7 +5,7 @@ python recipes/resnet_flowers.py flower_data.fastload --size 96
 python recipes/resnet_flowers.py flower_data.fastload --sweep
 python recipes/resnet_flowers.py flowers5.fastload --config recipes/flowers_scratch.yaml    # without any weights
 
-Measured on flowers5 from scratch, 2 cores of AMD EPYC, torch 2.11.0: 64 px, 14 epochs: 68.4% (best epoch 68.6%); 128 px,
+On flowers5 from scratch, 2 cores of AMD EPYC, torch 2.11.0: 64 px, 14 epochs: 68.4% (best epoch 68.6%); 128 px,
 20 small epochs and 14: 73.3% (best epoch 74.2%), 10 more: 75.1% (best epoch 75.3%), 12 more: 76.3% (best epoch 76.7%).
 """
 

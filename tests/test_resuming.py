@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from fastload import Augment, Loader, TrainConfig, Trainer, open_dataset
 from fastload.checkpoint import write_tensors
 from fastload.devices import leave_group
 from fastload.errors import CheckpointError, exit_with
+from fastload.resuming import find_state, settings_of
 from fastload.train import Phase
 from tests.conftest import launch
 from tests.train_ranks import network
@@ -149,17 +151,21 @@ def test_phases_with_loaders_of_their_own_go_on_exactly(dataset: Path, tmp_path:
     assert {name: torch.equal(t, stopped[name]) for name, t in whole.items()} == dict.fromkeys(whole, True)
 
 
-def fit(dataset: Path, output: Path, model: torch.nn.Module | None = None, **config: object) -> None:
+def fit(
+    dataset: Path, output: Path, model: torch.nn.Module | None = None, split: str = "train", **config: object
+) -> None:
     trainer = Trainer(
         TrainConfig(**{"device": "cpu", "log_with": None, "max_steps": 99, "output": output, "epochs": 2, **config})
     )  # type: ignore[arg-type]
-    trainer.fit(model or network(), Loader(open_dataset(dataset), 5))
+    trainer.fit(model or network(), Loader(open_dataset(dataset, split), 5))
 
 
 def test_it_does_not_go_on_with_other_settings_or_a_damaged_state(dataset: Path, tmp_path: Path) -> None:
     fit(dataset, tmp_path / "run")
     with pytest.raises(CheckpointError, match=r"lr=0\.001, and now it is 0\.002"):
         fit(dataset, tmp_path / "run", lr=0.002, resume=True)
+    with pytest.raises(CheckpointError, match=r"saved with data=.*train.*and now it is .*valid"):
+        fit(dataset, tmp_path / "run", split="valid", resume=True)
     before = (tmp_path / "run" / "result.json").read_bytes()
     fit(dataset, tmp_path / "run", resume=True)  # has ended
     assert (tmp_path / "run" / "result.json").read_bytes() == before
@@ -172,3 +178,26 @@ def test_it_does_not_go_on_with_other_settings_or_a_damaged_state(dataset: Path,
     write_tensors(state, {"a": torch.zeros(1)}, {"fastload": json.dumps({"version": 2, "settings": {}})})
     with pytest.raises(CheckpointError, match="version 2"):
         fit(dataset, tmp_path / "run", resume=True)
+
+
+def test_it_does_not_go_on_with_other_processes_or_where_they_find_different_states(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit(dataset, tmp_path / "run")
+    alone, loader = Trainer(TrainConfig(device="cpu", output=tmp_path / "run")), Loader(open_dataset(dataset), 5)
+    two = SimpleNamespace(num_processes=2, mixed_precision="no")
+    file, config = tmp_path / "run" / "state.safetensors", TrainConfig(
+        device="cpu", log_with=None, max_steps=99, output=tmp_path / "run", epochs=2
+    )  # fmt: skip
+    phases = [Phase("all", 2)]
+    settings = [settings_of(config, accelerator, phases, (loader, None)) for accelerator in (alone.accelerator, two)]
+    assert find_state(file, settings[0], alone.accelerator) is not None
+    # The other rank has nothing there, or could not read it.
+    for theirs in ([0, -1, -1, -1], [1, -1, -1, -1]):
+        monkeypatch.setattr(
+            "fastload.resuming.gather_numbers", lambda own, theirs=theirs: [list(map(int, own)), theirs]
+        )
+        with pytest.raises(CheckpointError, match="where all machines see it"):
+            find_state(file, settings[0], two)  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match="num_processes=1, and now it is 2"):
+        find_state(file, settings[1], two)  # type: ignore[arg-type]
