@@ -26,6 +26,7 @@ from typing import Any, Literal
 import torch
 import torchvision.transforms.v2 as T
 import tyro
+from inputs import open_resident
 from lookahead import Lookahead
 from several import in_new_folder, tell
 from speed_network import Views, make_network, whitening
@@ -74,10 +75,10 @@ def main(s: Settings) -> None:
     if s.resume or s.ema is not None:
         raise ConfigError("--resume and --ema do not go with Lookahead, whose weights are not saved; leave them out.")
     begin = time.perf_counter()
-    train = fastload.open_dataset(s.dataset, "train")
+    train = open_resident(s.dataset, "train")
     if train.sample_shape != (SIZE, SIZE, 3):
         raise ConfigError(f"{s.dataset} holds images of {train.sample}; convert colour images with --size {SIZE}.")
-    test = fastload.open_dataset(s.dataset, "test")
+    test = open_resident(s.dataset, "test")
     plain = [T.ToImage(), T.ToDtype(torch.float32, scale=True), T.Normalize(train.mean, train.std)]
     filters = whitening(train, fastload.Augment(plain))
     layers = make_network(s.width, len(train.classes), filters)

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 import torchvision.transforms.v2 as T
 import tyro
+from inputs import open_resident
 from torch import nn
 
 import fastload
@@ -72,7 +73,7 @@ class Food11(nn.Sequential):
 def main(s: Settings) -> None:
     """Train on `train`, and keep what has the lowest loss on `valid`."""
     trainer = fastload.Trainer(s)
-    train, valid = (fastload.open_dataset(s.dataset, split) for split in ("train", "valid"))
+    train, valid = (open_resident(s.dataset, split) for split in ("train", "valid"))
     network, origin = make(s.model, len(train.classes), s.size, s.weights)
 
     resize = [] if train.sample_shape[0] == s.size else [T.Resize((s.size, s.size))]

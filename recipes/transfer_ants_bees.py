@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 import torchvision.transforms.v2 as T
 import tyro
+from inputs import open_resident
 from transfer import MEAN, STD, head_of
 
 import fastload
@@ -61,7 +62,7 @@ class Settings(fastload.TrainConfig):
 def main(s: Settings) -> None:
     """Fine-tune on `train`, and tell how well it does on `valid`."""
     trainer = fastload.Trainer(s)
-    train, valid = (fastload.open_dataset(s.dataset, split) for split in ("train", "valid"))
+    train, valid = (open_resident(s.dataset, split) for split in ("train", "valid"))
     network, origin = build(s.model, len(train.classes), s.weights)
 
     end = [T.ToImage(), T.ToDtype(torch.float32, scale=True), T.Normalize(MEAN, STD)]

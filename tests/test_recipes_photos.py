@@ -366,7 +366,7 @@ def test_mirrored_images_vote_too(food: Path, cooks: list[Path], tmp_path: Path)
 
 def test_every_command_that_is_named_is_one() -> None:
     no_settings = (
-        "demo", "demo_images", "lookahead", "models", "several", "speed_network", "sweep_flowers", "transfer",
+        "demo", "demo_images", "inputs", "lookahead", "models", "several", "speed_network", "sweep_flowers", "transfer",
         "whole_checkpoints",
     )  # fmt: skip
     files = [file for file in (ROOT / "recipes").glob("*.py") if file.stem not in no_settings]

@@ -21,6 +21,10 @@ from tests.conftest import ROOT, launch, write_image
 
 RECIPES = ROOT / "recipes"
 SMALL = ("mlp_mnist", "cnn_mnist", "cifar10_quick", "cifar10_speed", "classics", "mlp_temps", "mlp_diabetes")
+OPEN_RESIDENT = (
+    "mlp_mnist", "cnn_mnist", "cifar10_quick", "cifar10_speed", "classics", "resnet_flowers", "vit_flowers",
+    "cnn_food11", "transfer_ants_bees",
+)  # fmt: skip
 FEW: dict[str, Any] = {"epochs": 1, "max_steps": 2, "batch_size": 5, "device": "cpu", "log_with": None}
 
 pytestmark = pytest.mark.usefixtures("no_accelerate_left")
@@ -299,6 +303,7 @@ def test_mlp_diabetes_validates_every_row_once(recipe, patients: Path, tmp_path:
     [
         ("cnn_mnist", "colours", {}, "convert them with --size 28"),
         ("cifar10_quick", "colours", {"dataset": Path("nowhere.fastload")}, "nowhere.fastload: no such dataset"),
+        *((name, "colours", {"dataset": Path("x.beton")}, "want a NAME.fastload") for name in OPEN_RESIDENT),
         ("cifar10_speed", "digits", {}, "convert colour images with --size 32"),
         ("classics", "digits", {"size": 32}, "LeNet's layers fit 28 pixels only"),
         ("mlp_temps", "patients", {}, "this recipe predicts an amount"),
