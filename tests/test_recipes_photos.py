@@ -308,6 +308,8 @@ def test_one_image_and_images_that_are_none(
     for nothing in (tmp_path / "mixed", tmp_path / "missing.jpg"):
         with pytest.raises(ConfigError, match="no image there that can be read"):
             predict.main(options_of_predict(trained, nothing, tmp_path))
+    with pytest.raises(ConfigError, match=r"p\.csv cannot be written \(File exists\)"):
+        predict.main(options_of_predict(trained, image, image))
     with pytest.raises(ConfigError, match="top=0: at least 1 is needed"):
         options_of_predict(trained, image, tmp_path, top=0)
     with pytest.raises(ConfigError, match="batch_size=-1: at least 1 is needed"):

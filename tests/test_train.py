@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -11,12 +13,13 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from fastload import Augment, Loader, TrainConfig, Trainer, convert, open_dataset
+from fastload import Augment, Loader, TrainConfig, Trainer, convert, open_dataset, settings
 from fastload.augment import MixUp
 from fastload.checkpoint import load_matching
 from fastload.config import Loss
 from fastload.errors import ConfigError, TrainError
 from fastload.evaluation import Totals, draw_confusion, write_confusion
+from fastload.profiling.report import write_json
 from fastload.train import Phase
 
 pytestmark = pytest.mark.usefixtures("no_accelerate_left")
@@ -83,12 +86,17 @@ def test_early_stopping(dataset: Path, tmp_path: Path) -> None:
     assert result.best.epoch == 0
 
 
-def test_an_earlier_run_is_not_overwritten(dataset: Path, tmp_path: Path) -> None:
+def test_an_earlier_run_is_not_overwritten(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = (fit(dataset, str(tmp_path / "run"), epochs=1)[0].output for _ in range(2))
     assert (first, second) == (tmp_path / "run", tmp_path / "run-2")
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="cannot be made"):
-        fit(dataset, tmp_path / "file" / "run", epochs=1)
+    monkeypatch.chdir(tmp_path)
+    for wrong, said in (("file/run", "cannot be made"), ("file", "file cannot be made"), (".", r"\. is not empty")):
+        with pytest.raises(ConfigError, match=f"{said}.*pass another --output"):
+            fit(dataset, wrong, epochs=1)
+    monkeypatch.setattr(Path, "iterdir", mock.Mock(side_effect=PermissionError(13, "Permission denied")))
+    with pytest.raises(ConfigError, match="run cannot be read"):
+        fit(dataset, tmp_path / "run", epochs=1)
 
 
 def test_a_loss_that_is_no_number_stops(dataset: Path, tmp_path: Path) -> None:
@@ -301,6 +309,21 @@ def test_the_tracker_has_curves_pictures_and_a_graph_and_the_trace_steps(dataset
     assert any("conv" in e.get("name", "") for e in trace["traceEvents"])
     with pytest.raises(ConfigError, match="no tracker"):
         Trainer(TrainConfig(log_with="nonsense"))
+
+
+def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_confusion(tmp_path, torch.eye(2).long(), ["a", "b"])
+    monkeypatch.setattr(os, "fsync", mock.Mock(side_effect=OSError(28, "No space left on device")))
+    for write in (
+        lambda: settings.save(TrainConfig(), tmp_path / "settings.yaml"),
+        lambda: write_confusion(tmp_path, torch.zeros(2, 2).long(), ["a", "b"]),
+        lambda: draw_confusion(tmp_path),
+        lambda: write_json(tmp_path / "result.json", {}),
+    ):
+        with pytest.raises(ConfigError, match=r"cannot be written \(No space left on device\); make room"):
+            write()
+    assert {file.name for file in tmp_path.iterdir()} == {"confusion.csv", "per_class.csv"}
+    assert "1" in (tmp_path / "confusion.csv").read_text(), "what was there is still whole"
 
 
 def test_what_is_confused_with_what(dataset: Path, tmp_path: Path) -> None:
