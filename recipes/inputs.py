@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 import fastload
 from fastload.errors import ConfigError, printable
 from fastload.formats import Dataset
@@ -22,3 +24,21 @@ def open_resident(path: Path, split: str) -> Dataset:
             "fastload convert FOLDER."
         )
     return fastload.open_dataset(path, split)
+
+
+def check_takes(network: torch.nn.Module, *sides: int) -> None:
+    """Give the network one image of each side in pixels, of nothing: what is too small is found before an epoch begins.
+
+    Raises:
+        ConfigError: it cannot take one.
+    """
+    network.eval()  # one image has no batch statistics, and none are to change
+    for side in sides:
+        try:
+            with torch.inference_mode():
+                network(torch.zeros(1, 3, side, side))
+        except (RuntimeError, ValueError, AssertionError) as e:
+            reason = printable(str(e).partition("\n")[0].rstrip("."))
+            raise ConfigError(
+                f"the network cannot take images of {side}x{side} pixels ({reason}); pass another --size, or --crop."
+            ) from e

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 import torchvision.transforms.v2 as T
 import tyro
-from inputs import open_resident
+from inputs import check_takes, open_resident
 from transfer import MEAN, STD, head_of
 
 import fastload
@@ -64,6 +64,7 @@ def main(s: Settings) -> None:
     trainer = fastload.Trainer(s)
     train, valid = (open_resident(s.dataset, split) for split in ("train", "valid"))
     network, origin = build(s.model, len(train.classes), s.weights)
+    check_takes(network, s.crop)
 
     end = [T.ToImage(), T.ToDtype(torch.float32, scale=True), T.Normalize(MEAN, STD)]
     augment = fastload.Augment([T.RandomResizedCrop(s.crop), T.RandomHorizontalFlip(), *end])

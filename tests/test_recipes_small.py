@@ -327,6 +327,24 @@ def colours_with_valid(root: Path) -> Path:
     return convert(root / "c", size=32, split={"valid": 0.4}, workers=1)
 
 
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("resnet_flowers", {"crop": 32}), ("resnet_flowers", {"crop": 64, "small_epochs": 1}),
+     ("transfer_ants_bees", {"crop": 32}), ("cnn_food11", {"size": 32})],
+)  # fmt: skip
+def test_too_small_an_image_is_said_before_anything_is_trained(  # type: ignore[no-untyped-def]
+    recipe, name: str, more: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = recipe(name)
+    small = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 40), torch.nn.Flatten())  # as AlexNet's or Inception's
+    monkeypatch.setattr(module, "build", lambda *_: (small, "none"))
+    with pytest.raises(ConfigError, match=r"cannot take images of 32x32 pixels \(Calculated.*--crop\.$"):
+        module.main(
+            module.Settings(dataset=colours_with_valid(tmp_path), model="any", output=tmp_path / "run", **FEW, **more)
+        )
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.processes
 def test_mlp_temps_on_two_processes(temps: Path, tmp_path: Path) -> None:
     done = launch(
