@@ -350,6 +350,15 @@ def test_checkpoints_of_other_classes_do_not_vote(food: Path, trained: Path, tmp
         ensemble.main(ensemble.Settings(dataset=food, checkpoints=(trained,), device="cpu", result=tmp_path / "r.json"))
 
 
+def test_a_split_without_labels_judges_nobody(food: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    valid = open_dataset(food, "valid")
+    valid.labels.fill_(-1)
+    monkeypatch.setattr("fastload.open_dataset", lambda *_: valid)
+    s = ensemble.Settings(dataset=food, checkpoints=(tmp_path / "none",), device="cpu", result=tmp_path / "result.json")
+    with pytest.raises(ConfigError, match=r"--split valid of .* has no labels"):
+        ensemble.main(s)
+
+
 def test_mirrored_images_vote_too(food: Path, cooks: list[Path], tmp_path: Path) -> None:
     s = ensemble.Settings(
         dataset=food, checkpoints=(cooks[1],), tta=True, device="cpu", result=tmp_path / "result.json"
