@@ -34,6 +34,14 @@ PIPELINES = {
     "stencils": [v2.RandomAdjustSharpness(3, 0.6), v2.RandomApply([v2.GaussianBlur(3)]), v2.RandomErasing(value=3)],
     "noise": [v2.RandomErasing(1.0, value="random")],
     "trivial": [v2.TrivialAugmentWide(interpolation=B)],
+    "rand": [v2.RandAugment(1, interpolation=B)],
+    "auto": [v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)],
+    "mixture": [v2.AugMix(mixture_width=2, chain_depth=1)],
+    "cutout": [Cutout(4, value=(9, 80, 7)), v2.Grayscale(1), v2.RandomHorizontalFlip(), v2.Grayscale(3)],
+    "choice": [
+        v2.RandomChoice([v2.RandomInvert(1), v2.RandomPosterize(2, 1)]),
+        v2.RandomOrder([v2.RandomSolarize(99), v2.RandomAutocontrast()]),
+    ],
 }
 
 

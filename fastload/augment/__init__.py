@@ -13,6 +13,7 @@ import torch
 from fastload.augment import cpu, reference
 from fastload.augment.arithmetic import HostNumbers, Keys
 from fastload.augment.batched import Windows, gathered
+from fastload.augment.colour import mixes
 from fastload.augment.compiling import ready
 from fastload.augment.geometry import AXIS_MOVES, Resize
 from fastload.augment.own import AlternatingFlip, CutMix, Cutout, MixUp, RandomErasing
@@ -67,8 +68,11 @@ class Augment:
         if size is not None:
             if size < 1:
                 raise TransformError(f"size={size}: a side has at least 1 pixel.")
-            # Behind all others, so that its number does not shift theirs; it draws nothing.
-            spec = replace(spec, parts=(*spec.parts, (len(spec.parts), Resize(size=(size, size)))))
+            # Behind all others but those that mix images; numbered last, so as not to shift theirs: it draws nothing.
+            parts = list(spec.parts)
+            end = next((i for i, p in enumerate(parts) if not isinstance(p, PerSample) and mixes(p[1])), len(parts))
+            parts.insert(end, (len(parts), Resize(size=(size, size))))
+            spec = replace(spec, parts=tuple(parts))
         if dtype == torch.uint8:
             scaled = Values().then((1 / 255,), (0.0,))
             if spec.converted not in ("", "scaled") or spec.values not in (Values(), scaled):
@@ -206,7 +210,10 @@ class Augment:
             if isinstance(segment, PerSample):
                 x = run_each(x, segment, host_ids, keys, view)
             else:
-                x = reference.run(x, self._drawn(segment, x, host_ids, keys, view)).permute(0, 2, 3, 1)
+                drawn = self._drawn(segment, x, host_ids, keys, view)
+                if drawn.plan.mixing:
+                    raise TransformError("MixUp and CutMix come last; put the transforms behind them in front of them.")
+                x = reference.run(x, drawn).permute(0, 2, 3, 1)
         drawn = self._drawn(last, x, host_ids, keys, view)  # type: ignore[arg-type]
         self._check_channels(drawn.plan.channels)
         options = (self._spec.values, self.dtype, self.memory_format)

@@ -145,6 +145,8 @@ class Cutout:
             first = below(word, side) - size // 2
             edges += [xp.maximum(first, 0), xp.minimum(first + size, side)]
         code = xp.where(uniform(xp, words[2]) < self.p, int(Code.ERASE), 0)
+        if len(self.fill) not in (1, builder.channels):
+            raise TransformError(f"its value has {len(self.fill)} channels, the images have {builder.channels}.")
         box = [xp.number(edges[i]) for i in (0, 2, 1, 3)]
         builder.colour(code, box, kinds={Code.ERASE}, fill=self.fill)
 
@@ -190,14 +192,18 @@ class Mix:
 
 @dataclass(frozen=True, kw_only=True)
 class RandomApply:
-    """torchvision's RandomApply: all of `ops`, for a share `p` of the images."""
+    """torchvision's RandomApply: all of `ops`, for a share `p` of the images.
+
+    Around MixUp and CutMix the choice is the batch's, as theirs are.
+    """
 
     ops: tuple[Numbered, ...]
     p: float = 0.5
 
     def add(self, builder: Builder, number: int) -> None:
         """See Op."""
-        chosen = uniform(builder.xp, builder.xp.words(number, 1)[0]) < self.p
+        per_batch = any(mixes(op, per_batch=True) for _, op in self.ops)
+        chosen = uniform(builder.xp, builder.xp.words(number, 1, per_batch=per_batch)[0]) < self.p
         builder.select([chosen], [self.ops])
 
 
@@ -214,8 +220,7 @@ class RandomChoice:
     def add(self, builder: Builder, number: int) -> None:
         """See Op."""
         xp = builder.xp
-        ops = [op for branch in self.branches for _, op in branch]
-        per_batch = any(isinstance(op, Mix) and not op.per_sample for op in ops)
+        per_batch = mixes(self, per_batch=True)
         u = uniform(xp, xp.words(number, 1, per_batch=per_batch)[0])
         conditions, reached = [], 0.0
         for i, p in enumerate(self.p):
@@ -235,3 +240,11 @@ class RandomOrder:
         """See Op."""
         for place in permutation(builder.xp, builder.xp.words(number, len(self.branches))):
             builder.select(place, self.branches, exhaustive=True)
+
+
+def mixes(op: object, *, per_batch: bool = False) -> bool:
+    """Whether a transform is MixUp or CutMix or holds one; with `per_batch`, one with one draw for the batch."""
+    if isinstance(op, Mix):
+        return not (per_batch and op.per_sample)
+    branches = (op.ops,) if isinstance(op, RandomApply) else getattr(op, "branches", ())
+    return any(mixes(inner, per_batch=per_batch) for branch in branches for _, inner in branch)

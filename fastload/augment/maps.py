@@ -131,7 +131,8 @@ class Geometry:
             matrix = _behind(self.matrix, box_height * (1 / height), top, box_width * (1 / width), left)
             # Behind a warp the exact filter has no simple form: the mean of K x K places stands for it.
             times = self.supersample * min(4, max(1, math.ceil(shrinks - 0.25)))
-            return replace(self, out=(height, width), matrix=matrix, supersample=times)
+            # Not the nearest pixel, even if the warp asks for it: the resize is what is sampled for now.
+            return replace(self, out=(height, width), matrix=matrix, supersample=times, nearest=False)
         y, x = self.y.resize(xp, top, box_height, height), self.x.resize(xp, left, box_width, width)
         return replace(self, y=y, x=x, out=(height, width), resized=True, cropped=True)
 

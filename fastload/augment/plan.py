@@ -192,6 +192,9 @@ class Builder:
         if (self.steps and not free) or not joins(self.geometry):
             self.flush()
         changed = change(self.geometry)
+        for fill in (changed.fill if changed.padded else (0.0,), changed.warp_fill or (0.0,)):
+            if len(fill) not in (1, self.channels):
+                raise TransformError(f"its fill has {len(fill)} channels, the images have {self.channels}.")
         self.geometry = changed if self.gate is None else choose(self.xp, self.gate, changed, self.geometry)
 
     def colour(self, code: Array, values: Sequence[Array] = (), *, kinds: set[Code], **options: Any) -> None:

@@ -143,7 +143,7 @@ class RandAugment:
 
     def add(self, builder: Builder, number: int) -> None:
         """See Op."""
-        words = builder.xp.words(number, 3 * self.num_ops)
+        words = builder.xp.words(number, 3 * self.num_ops) if self.num_ops else []
         for i in range(self.num_ops):
             _add_uniform_slot(builder, self.space, self.bins, words[3 * i :], self.magnitude, self.look)
 

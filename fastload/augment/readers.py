@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 
 from fastload.augment import colour, geometry, own, policies
 from fastload.augment.plan import Code, Op
-from fastload.augment.spec import Parser, Spec, UnknownTransformError, Values, flatten
+from fastload.augment.spec import Parser, Spec, UnknownTransformError, Values, flatten, numbers_of
 from fastload.errors import TransformError
 
 
@@ -197,6 +197,8 @@ def _cutout(t: own.Cutout, parser: Parser) -> Op:
 
 def _mix(cut: bool) -> Callable[[Any, Parser], Op]:
     def read(t: Any, parser: Parser) -> Op:
+        if not t.alpha > 0:
+            raise TransformError(f"alpha={t.alpha}; use a number above 0.")
         return colour.Mix(
             cut=cut, alpha=float(t.alpha), classes=t.num_classes, per_sample=getattr(t, "per_sample", False)
         )
@@ -216,6 +218,11 @@ def _auto_augment(t: Any, parser: Parser) -> Op:
 
 
 def _rand_augment(t: Any, parser: Parser) -> Op:
+    if t.num_ops < 0 or not 0 <= t.magnitude < t.num_magnitude_bins:
+        raise TransformError(
+            f"num_ops={t.num_ops}, magnitude={t.magnitude} of {t.num_magnitude_bins} bins; use 0 or more operations, "
+            f"and a magnitude of 0 to {t.num_magnitude_bins - 1}."
+        )
     return policies.RandAugment(
         space=v2.RandAugment._AUGMENTATION_SPACE, num_ops=t.num_ops, magnitude=t.magnitude,
         bins=t.num_magnitude_bins, look=_look(t, parser),
@@ -273,7 +280,11 @@ def _normalize(t: Any, parser: Parser) -> None:
     spec = parser.spec
     if not spec.converted:
         raise TransformError("there is no ToTensor or ToDtype before it; put one in front of it.")
-    mean, std = [float(m) for m in t.mean], [float(s) for s in t.std]
+    mean, std = numbers_of(t.mean), numbers_of(t.std)
+    channels = max(len(mean), len(std))
+    mean, std = (n * channels if len(n) == 1 else n for n in (mean, std))
+    if len(mean) != len(std):
+        raise TransformError(f"mean {mean} and std {std} are of different lengths; give one number for each channel.")
     if min(std) <= 0:
         raise TransformError(f"std {std} has a value that is not above 0.")
     offset = [-m / s for m, s in zip(mean, std, strict=True)]

@@ -179,8 +179,10 @@ def mix(x_NCST: torch.Tensor, mixing: Mixing) -> torch.Tensor:
     device, other = x_NCST.device, x_NCST.roll(1, 0)
     mixed = x_NCST
     if mixing.blends:
-        share = column(mixing.share, num_images, device).to(x_NCST.dtype)[:, None, None, None]
-        mixed = torch.lerp(other, x_NCST, share)
+        dtype = x_NCST.dtype if x_NCST.is_floating_point() else torch.float32
+        share = column(mixing.share, num_images, device).to(dtype)[:, None, None, None]
+        mixed = torch.lerp(other.to(dtype), x_NCST.to(dtype), share)
+        mixed = mixed if dtype == x_NCST.dtype else mixed.round_().to(x_NCST.dtype)
     if mixing.cuts:
         top, left, bottom, right = (column(v, num_images, device)[:, None, None] for v in mixing.box)
         y, x = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)
@@ -197,13 +199,22 @@ def mix_labels(labels: torch.Tensor, mixing: Mixing) -> torch.Tensor:
     """Return soft labels, float32 [N, K].
 
     Raises:
-        TransformError: labels are numbers, and the transform was not told num_classes.
+        TransformError: labels are numbers, and the transform was not told num_classes, or of fewer classes; or they
+            are rows of another number of classes.
     """
     if labels.ndim == 1:
         if mixing.classes is None:
             raise TransformError("MixUp and CutMix need num_classes to make rows of labels; pass num_classes=...")
+        if labels.device.type == "cpu" and len(labels) and int(labels.max()) >= mixing.classes:
+            raise TransformError(
+                f"a label is {int(labels.max())}, and MixUp and CutMix have num_classes={mixing.classes}; pass more."
+            )
         # Not one_hot: it looks at the values, and waits for the device. Label -1 (unlabelled) gives a row of zeros.
         labels = (labels[:, None] == torch.arange(mixing.classes, device=labels.device)).to(torch.float32)
+    elif mixing.classes is not None and labels.shape[1] != mixing.classes:
+        raise TransformError(
+            f"labels have {labels.shape[1]} columns, and MixUp and CutMix num_classes={mixing.classes}; pass the same."
+        )
     labels = labels.to(torch.float32)
     share = column(mixing.share, len(labels), labels.device).float()[:, None]
     return torch.lerp(labels.roll(1, 0), labels, share)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,8 +20,8 @@ from fastload.errors import TransformError
 def run_each(images_NHWC: torch.Tensor, unknown: PerSample, ids: torch.Tensor, keys: Keys, view: int) -> torch.Tensor:
     """Return what the transform makes of each image, in stored units, [N, S, T, C].
 
-    torch's global generator is seeded from the draw of each sample, and put back afterwards, so that a
-    transform that draws from it gives a sample the same augmentation in any batch.
+    The global generators of torch, NumPy and Python are seeded from the draw of each sample, and put back afterwards,
+    so that a transform that draws from one gives a sample the same augmentation in any batch.
 
     Raises:
         TransformError: it gives no image, or images of several sizes.
@@ -26,14 +29,35 @@ def run_each(images_NHWC: torch.Tensor, unknown: PerSample, ids: torch.Tensor, k
     words = HostNumbers(ids.cpu().numpy(), keys, view).words(unknown.number, 2)
     seeds = (np.asarray(words[0]) << 31 | np.asarray(words[1]) >> 1).tolist()
     made = []
-    with torch.random.fork_rng(devices=[images_NHWC.device] if images_NHWC.is_cuda else []):
+    with _generators_kept(images_NHWC.device):
         for image, seed in zip(images_NHWC, seeds, strict=True):
-            torch.manual_seed(seed)
+            _seed(seed, images_NHWC.device)
             made.append(_stored(unknown.transform(_shown(image, unknown.sees)), unknown))
     shapes = {tuple(m.shape) for m in made}
     if len(shapes) > 1:
         raise TransformError(f"{_name(unknown)} gives images of several sizes ({sorted(shapes)}); add a Resize to it.")
     return torch.stack(made).to(images_NHWC.device)
+
+
+@contextmanager
+def _generators_kept(device: torch.device) -> Iterator[None]:
+    """Put all global generators back in the end."""
+    pythons, numpys = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(pythons)
+        np.random.set_state(numpys)
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    # Not torch.manual_seed, which seeds the generators of all GPUs, those of the model among them.
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)  # of the current device, which is this one
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
 
 
 def _shown(image_HWC: torch.Tensor, sees: str) -> Any:

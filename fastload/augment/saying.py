@@ -62,15 +62,24 @@ def num_launches(made: Plan) -> list[int]:
 
 
 def launches_of_pass(node: Pass) -> int:
-    """Return how many kernels one pass takes: resampling with colour, and more for statistics and stencils."""
-    count, group = 1, 0
+    """Return how many kernels one pass takes: resampling with colour, and more for statistics and stencils.
+
+    It is cut as `fused.segments` cuts it, which cannot be asked where Triton is not installed.
+    """
+    kinds: list[set[Code]] = [set()]  # of each segment
+    blurs, group = 0, 0
     for step in node.steps:
-        if step.kinds & STATISTICS and step.group != group:
+        if step.kinds & STATISTICS:
+            if group and group != step.group:
+                kinds.append(set())
             group = step.group
-            count += 1 + (2 if Code.EQUALIZE in step.kinds else 0)
+        kinds[-1] |= step.kinds - STENCILS
         if step.kinds & STENCILS:
-            count += 1
-    return count
+            kinds.append(set())
+            group = 0
+            blurs += Code.BLUR in step.kinds
+    # Equalizing takes a table beside its histogram, which has to be zeros first.
+    return len(kinds) + blurs + sum(bool(k & STATISTICS) + 2 * (Code.EQUALIZE in k) for k in kinds)
 
 
 def _options(op: object) -> str:

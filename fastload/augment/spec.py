@@ -179,7 +179,7 @@ def parse(transforms: Any, *, on_unknown: str = "error") -> Spec:
     flat = list(flatten(transforms))
     parser = Parser(per_sample=on_unknown == "per_sample")
     means = [t.mean for t in flat if type(t).__name__ == "Normalize"]
-    parser.mean = tuple(float(m) for m in means[0]) if means else None
+    parser.mean = numbers_of(means[0]) if means else None
     names = [type(t).__name__ for t in flat]
     parser.becomes_tensor = any(n in names for n in ("ToTensor", "PILToTensor", "ToImage"))
     converters = ("ToTensor", "PILToTensor", "ToImage")
@@ -189,6 +189,11 @@ def parse(transforms: Any, *, on_unknown: str = "error") -> Spec:
         if name in converters:
             parser.becomes_tensor = False
     return replace(parser.spec, parts=tuple(parts))
+
+
+def numbers_of(value: Any) -> tuple[float, ...]:
+    """Return what torchvision takes as one number or several."""
+    return tuple(torch.as_tensor(value, dtype=torch.float64).reshape(-1).tolist())
 
 
 def flatten(transforms: Any) -> Iterable[Any]:
