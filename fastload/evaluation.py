@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from fastload.config import Loss
 from fastload.errors import ConfigError, printable
-from fastload.files import write_text
+from fastload.files import write_text, write_whole, writing
 from fastload.records import UNLABELLED
 
 
@@ -125,7 +125,7 @@ def write_confusion(folder: Path, confusion: torch.Tensor, classes: Sequence[str
     """Write `confusion.csv` (a row per true class, a column per class that was said) and `per_class.csv`.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written.
+        ConfigError: the disk is full or the folder cannot be written.
     """
     names = [printable(c) for c in classes] if len(classes) == len(confusion) else [*map(str, range(len(confusion)))]
     table, per_class = io.StringIO(), io.StringIO()
@@ -137,12 +137,17 @@ def write_confusion(folder: Path, confusion: torch.Tensor, classes: Sequence[str
     csv.writer(per_class, lineterminator="\n").writerows(
         [["class", "samples", "right", "accuracy"], *((*c, f"{c[2] / c[1]:.4f}" if c[1] else "") for c in counts)]
     )
-    write_text(folder / "confusion.csv", table.getvalue())
-    write_text(folder / "per_class.csv", per_class.getvalue())
+    for file, text in ((folder / "confusion.csv", table), (folder / "per_class.csv", per_class)):
+        with writing(file):
+            write_text(file, text.getvalue())
 
 
 def draw_confusion(folder: Path) -> None:
-    """Draw what `write_confusion` wrote, if anything, as `confusion.png`; nothing without matplotlib."""
+    """Draw what `write_confusion` wrote, if anything, as `confusion.png`; nothing without matplotlib.
+
+    Raises:
+        ConfigError: the disk is full or the folder cannot be written.
+    """
     table = folder / "confusion.csv"
     if not table.exists() or find_spec("matplotlib") is None:
         return
@@ -169,7 +174,9 @@ def draw_confusion(folder: Path) -> None:
         for (row, column), count in np.ndenumerate(counts):
             ink = "white" if shares[row, column] > 0.5 else "black"
             matrix.text(column, row, str(count), ha="center", va="center", color=ink)
-    figure.savefig(folder / "confusion.png", dpi=100)
+    figure.savefig(png := io.BytesIO(), format="png", dpi=100)
+    with writing(folder / "confusion.png"):
+        write_whole(folder / "confusion.png", [png.getvalue()])
 
 
 def _losses(kind: Loss, outputs: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:

@@ -6,9 +6,10 @@ import errno
 import fcntl
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from fastload.errors import ConfigError, printable
 from fastload.places import Place
 from fastload.urls import Url
 
@@ -28,6 +29,21 @@ def sync(path: Path) -> None:
 def write_text(file: Place, text: str) -> None:
     """Write a text file whole or not at all; lone surrogates are the bytes of a path that is no UTF-8."""
     write_whole(file, [text.encode("utf-8", "surrogateescape")])
+
+
+@contextmanager
+def writing(file: Place) -> Iterator[None]:
+    """Say in one sentence why a result could not be written that somebody chose the place of.
+
+    Raises:
+        ConfigError: the disk is full or the folder cannot be written.
+    """
+    try:
+        yield
+    except OSError as e:
+        raise ConfigError(
+            f"{printable(file)} cannot be written ({printable(e.strerror or e)}); make room or pass another path."
+        ) from e
 
 
 def write_whole(file: Place, parts: Iterable[Part]) -> None:

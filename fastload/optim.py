@@ -67,12 +67,15 @@ def freeze_all_but(model: torch.nn.Module, trainable: Sequence[str] | None) -> N
 
 
 def train_mode(model: torch.nn.Module) -> None:
-    """Set the model to training, but for modules that are frozen: their batch statistics stay as they are."""
+    """Set the model to training, but for modules that are frozen: their batch statistics stay as they are.
+
+    A module is what its own parameters are; those below it have their own.
+    """
     model.train()
     for module in model.modules():
         own = list(module.parameters(recurse=False))
         if own and not any(p.requires_grad for p in own):
-            module.eval()
+            module.training = False
 
 
 def _begins(name: str, prefix: str) -> bool:

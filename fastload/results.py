@@ -86,17 +86,24 @@ def make_output(config: TrainConfig, is_main: bool) -> Path:
     Raises:
         ConfigError: it cannot be made.
     """
-    output, number = config.output, 1
-    while is_main and not config.resume and output.exists() and any(output.iterdir()):
-        number += 1
-        output = config.output.with_name(f"{config.output.name}-{number}")
-    chosen = [str(output)]
+    output, number, wrong = config.output, 1, ""
+    try:
+        while is_main and not config.resume and output.exists() and any(output.iterdir()):
+            number += 1
+            output = config.output.with_name(f"{config.output.name}-{number}")
+    except OSError as e:
+        wrong = f"cannot be read ({e.strerror})"
+    except ValueError:  # of `.` and `/`: no name that -2 could go behind
+        wrong = "is not empty"
+    chosen = [str(output), wrong]
     broadcast_object_list(chosen)
-    output = Path(chosen[0])
+    output, wrong = Path(chosen[0]), chosen[1]
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise ConfigError(f"{printable(output)} cannot be made ({e.strerror}); pass another --output.") from e
+        wrong = f"cannot be made ({e.strerror})"
+    if wrong:
+        raise ConfigError(f"{printable(output)} {wrong}; pass another --output, e.g. runs/NAME.")
     return output
 
 

@@ -16,7 +16,7 @@ import yaml
 
 from fastload.config import TrainConfig
 from fastload.errors import ConfigError, exit_with, printable
-from fastload.files import write_text
+from fastload.files import write_text, writing
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -102,9 +102,10 @@ def save(settings: TrainConfig, file: Path) -> None:
     """Write settings as a YAML file that `--config` takes.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written.
+        ConfigError: the disk is full or the folder cannot be written.
     """
-    write_text(file, yaml.safe_dump(plain(settings), sort_keys=False, allow_unicode=True))
+    with writing(file):
+        write_text(file, yaml.safe_dump(plain(settings), sort_keys=False, allow_unicode=True))
 
 
 def _take_config(words: Sequence[str]) -> tuple[list[str], str | None]:

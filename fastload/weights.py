@@ -7,6 +7,8 @@ and last, where there is a network, at the Hub or the server that published them
 from __future__ import annotations
 
 import os
+import re
+import socket
 import sys
 import threading
 import urllib.error
@@ -19,12 +21,14 @@ from typing import Any
 
 import torch
 
-from fastload.checkpoint import load_matching, load_weights, write_tensors
+from fastload.checkpoint import Convert, load_matching, load_weights, write_tensors
 from fastload.errors import CheckpointError, ConfigError, printable
 
 PROBE_SECONDS = 5.0
+STALL_SECONDS = 30.0  # without a byte, a download has broken off
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
+_HASH = re.compile(r"-([a-f0-9]{8,})\.")  # of SHA-256, its first digits, as torchvision and timm name their files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,12 +103,19 @@ def build(
     model = _create(model_name, num_classes, options)
     if weights is None:
         return model, "none: from scratch"
-    # timm's own conversion, e.g. of a ViT's position embeddings to another image size.
-    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    matched = load_matching(model, weights.file, convert=convert)
+    matched = load_matching(model, weights.file, convert=_conversion_for(model))
     skipped = f"; left as they were: {', '.join(matched.skipped[:4])}" if matched.skipped else ""
     more = f" and {len(matched.skipped) - 4} more" if len(matched.skipped) > 4 else ""
     return model, printable(f"{weights.origin}{skipped}{more}")
+
+
+def _conversion_for(model: torch.nn.Module) -> Convert | None:
+    """Return timm's own conversion, e.g. of a ViT's positions to another image size, or of torchvision's names."""
+    module = sys.modules[type(model).__module__]
+    convert: Convert | None = getattr(module, "checkpoint_filter_fn", None)
+    # VGG's and DenseNet's take no model.
+    rename = getattr(module, "_filter_fn", None) or getattr(module, "_filter_torchvision_pretrained", None)
+    return convert or (rename and (lambda state, _model: rename(state)))
 
 
 def export(model_name: str, file: Path) -> Weights:
@@ -129,6 +140,7 @@ def find_published(model_name: str) -> Published:
         ConfigError: no such model.
     """
     import timm
+    import torchvision
 
     if timm.is_model(model_name):
         try:
@@ -140,10 +152,11 @@ def find_published(model_name: str) -> Published:
             return Published(name=model_name, repo=None, url=None)
         name = f"{config.architecture}.{config.tag}" if config.tag else str(config.architecture)
         url = str(config.url or "")
+        if not url and config.tag == "tv_in1k" and config.architecture in torchvision.models.list_models():
+            # Torchvision's own file, under the same names in both; timm names a copy on the Hub alone.
+            url = torchvision.models.get_model_weights(config.architecture).IMAGENET1K_V1.url
         # The oldest ViTs are .npz.
         return Published(name=name, repo=config.hf_hub_id or None, url=url if url.endswith(_ENDINGS) else None)
-    import torchvision
-
     if model_name in torchvision.models.list_models(module=torchvision.models):
         return Published(name=model_name, repo=None, url=torchvision.models.get_model_weights(model_name).DEFAULT.url)
     near = timm.list_models(f"*{model_name}*")[:5]
@@ -225,15 +238,30 @@ def _download(published: Published, looked: list[str]) -> Weights | None:
         reached = _reaches(published.url)
         file = _torch_cache() / published.url.rsplit("/", 1)[-1]
         if reached == "":
-            with suppress(Exception):
-                file.parent.mkdir(parents=True, exist_ok=True)
-                torch.hub.download_url_to_file(published.url, str(file), progress=sys.stderr.isatty())
+            reached = _fetch(published.url, file)
+            if reached == "":
                 return Weights(file=file, origin=f"{published.name}, downloaded from {published.url}")
-            reached = "the download broke off"
         looked.append(f"{published.url}: {reached}")
     if published.repo is None and published.url is None:
         looked.append("nobody published any that timm knows of")
     return None
+
+
+def _fetch(url: str, file: Path) -> str:
+    """Download `url` to `file`, whole or not at all; return why that failed, or nothing."""
+    named = _HASH.search(file.name)
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(STALL_SECONDS)  # torch's download has no other way to be given one
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(file), named and named[1], progress=sys.stderr.isatty())
+    except RuntimeError:
+        return "what came has not the checksum in its name"
+    except Exception as e:  # what a broken connection raises depends on where it breaks
+        return f"the download broke off ({type(e).__name__})"
+    finally:
+        socket.setdefaulttimeout(before)
+    return ""
 
 
 def _reaches(url: str) -> str:

@@ -21,6 +21,7 @@ from typing import Literal
 import torch
 import torchvision.transforms.v2 as T
 import tyro
+from inputs import open_resident
 from torch import nn
 
 import fastload
@@ -54,7 +55,7 @@ class Settings(fastload.TrainConfig):
 def main(s: Settings) -> None:
     """Train on `train`, and tell how well it does on `test`: there is no other split, so the last epoch counts."""
     trainer = fastload.Trainer(s)
-    train, test = (fastload.open_dataset(s.dataset, split) for split in ("train", "test"))
+    train, test = (open_resident(s.dataset, split) for split in ("train", "test"))
     if train.sample_shape[0] != SIZE:
         raise ConfigError(f"{s.dataset} holds images of {train.sample_shape[0]} pixels; convert them with --size 32.")
     end = [T.ToImage(), T.ToDtype(torch.float32, scale=True), T.Normalize(train.mean, train.std)]

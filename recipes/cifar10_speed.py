@@ -26,8 +26,9 @@ from typing import Any, Literal
 import torch
 import torchvision.transforms.v2 as T
 import tyro
+from inputs import open_resident
 from lookahead import Lookahead
-from several import tell
+from several import in_new_folder, tell
 from speed_network import Views, make_network, whitening
 
 import fastload
@@ -74,10 +75,10 @@ def main(s: Settings) -> None:
     if s.resume or s.ema is not None:
         raise ConfigError("--resume and --ema do not go with Lookahead, whose weights are not saved; leave them out.")
     begin = time.perf_counter()
-    train = fastload.open_dataset(s.dataset, "train")
+    train = open_resident(s.dataset, "train")
     if train.sample_shape != (SIZE, SIZE, 3):
         raise ConfigError(f"{s.dataset} holds images of {train.sample}; convert colour images with --size {SIZE}.")
-    test = fastload.open_dataset(s.dataset, "test")
+    test = open_resident(s.dataset, "test")
     plain = [T.ToImage(), T.ToDtype(torch.float32, scale=True), T.Normalize(train.mean, train.std)]
     filters = whitening(train, fastload.Augment(plain))
     layers = make_network(s.width, len(train.classes), filters)
@@ -85,6 +86,7 @@ def main(s: Settings) -> None:
         # Here, once for all runs, and not by each Trainer: what Accelerate wraps around it is another one every time.
         layers.compile()
     network = Views(layers, moved=s.tta)
+    s = in_new_folder(s)
     train_once(replace(s, epochs=1, max_steps=3, output=s.output / "warm-up"), network, filters, train, test, plain)
     before = time.perf_counter() - begin
     runs = [replace(s, seed=s.seed + n, output=s.output / f"run-{n + 1}") for n in range(s.runs)]

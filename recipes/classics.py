@@ -21,6 +21,7 @@ import models
 import torch
 import torchvision.transforms.v2 as T
 import tyro
+from inputs import open_resident
 from torch import nn
 
 import fastload
@@ -55,8 +56,8 @@ class Settings(fastload.TrainConfig):
 def main(s: Settings) -> None:
     """Train on `train`, and tell how well it does on `valid`, or on `test` where there is no `valid`."""
     trainer = fastload.Trainer(s)
-    train = fastload.open_dataset(s.dataset, "train")
-    valid = fastload.open_dataset(s.dataset, "valid" if train.manifest.count("valid") else "test")
+    train = open_resident(s.dataset, "train")
+    valid = open_resident(s.dataset, "valid" if train.manifest.count("valid") else "test")
     size = s.size or SIZES[s.model]
     if s.model == "lenet" and size != SIZES["lenet"]:
         raise ConfigError(f"--size {size}: LeNet's layers fit 28 pixels only; leave it out.")

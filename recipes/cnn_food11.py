@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 import torchvision.transforms.v2 as T
 import tyro
+from inputs import check_takes, open_resident
 from torch import nn
 
 import fastload
@@ -72,8 +73,9 @@ class Food11(nn.Sequential):
 def main(s: Settings) -> None:
     """Train on `train`, and keep what has the lowest loss on `valid`."""
     trainer = fastload.Trainer(s)
-    train, valid = (fastload.open_dataset(s.dataset, split) for split in ("train", "valid"))
+    train, valid = (open_resident(s.dataset, split) for split in ("train", "valid"))
     network, origin = make(s.model, len(train.classes), s.size, s.weights)
+    check_takes(network, s.size)
 
     resize = [] if train.sample_shape[0] == s.size else [T.Resize((s.size, s.size))]
     policy = [T.AutoAugment(T.AutoAugmentPolicy.IMAGENET)] if s.augment else []

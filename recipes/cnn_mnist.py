@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 import torchvision.transforms.v2 as T
 import tyro
+from inputs import open_resident
 from models import cnn_10_20, cnn_16_32_64
 
 import fastload
@@ -47,7 +48,7 @@ class Settings(fastload.TrainConfig):
 def main(s: Settings) -> None:
     """Train on `train`, and tell how well it does on `valid`."""
     trainer = fastload.Trainer(s)
-    train, valid = (fastload.open_dataset(s.dataset, split) for split in ("train", "valid"))
+    train, valid = (open_resident(s.dataset, split) for split in ("train", "valid"))
     if train.sample_shape[0] != SIZE:
         raise ConfigError(f"{s.dataset} holds images of {train.sample_shape[0]} pixels; convert them with --size 28.")
     plain = fastload.Augment([T.ToImage(), T.ToDtype(torch.float32, scale=True), T.Normalize(train.mean, train.std)])

@@ -60,6 +60,8 @@ def main(s: Settings) -> None:
     )
     trainer = fastload.Trainer(config)
     dataset = fastload.open_dataset(s.dataset, s.split)
+    if not (dataset.labels != UNLABELLED).any():
+        raise ConfigError(f"--split {s.split} of {printable(s.dataset)} has no labels to judge by; use another.")
     shares, members = torch.zeros(()), []
     for file, vote in zip(s.checkpoints, votes, strict=True):
         network, about = open_checkpoint(file)

@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 import tyro
 from models import mlp
-from several import tell
+from several import in_new_folder, tell
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -68,7 +68,7 @@ def main(s: Settings) -> None:
     # Every n-th row of each class: conversion has put the rows in a random order.
     fold_of = torch.empty_like(labels)
     fold_of[labels.argsort(stable=True)] = torch.arange(len(labels)) % s.folds
-    results = []
+    s, results = in_new_folder(s), []
     for fold in range(s.folds):
         trainer = fastload.Trainer(replace(s, output=s.output / f"fold-{fold + 1}"))
         known = fold_of != fold

@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 import torchvision.transforms.v2 as T
 import tyro
+from inputs import open_resident
 from models import mlp
 
 import fastload
@@ -45,7 +46,7 @@ class Settings(fastload.TrainConfig):
 def main(s: Settings) -> None:
     """Train on `train`, and tell how well it does on `valid`."""
     trainer = fastload.Trainer(s)
-    train, valid = (fastload.open_dataset(s.dataset, split) for split in ("train", "valid"))
+    train, valid = (open_resident(s.dataset, split) for split in ("train", "valid"))
     plain = fastload.Augment([T.ToImage(), T.ToDtype(torch.float32, scale=True), T.Normalize(train.mean, train.std)])
     train_loader = fastload.Loader(train, s.batch_size, augment=plain, seed=s.seed)
     valid_loader = fastload.Loader(valid, s.batch_size, augment=plain, shuffle=False)

@@ -25,7 +25,7 @@ from torch import nn
 import fastload
 from fastload import settings
 from fastload.errors import ConfigError, printable
-from fastload.files import write_whole
+from fastload.files import write_whole, writing
 from fastload.formats import Dataset
 
 
@@ -103,7 +103,8 @@ def plot(file: Path, predicted: torch.Tensor, true: torch.Tensor) -> None:
     axes.scatter(true, predicted, s=12)
     axes.set_title(f"mean absolute error {mean_error(predicted, true):.2f}")
     figure.savefig(png := io.BytesIO(), format="png", dpi=120)
-    write_whole(file, [png.getvalue()])
+    with writing(file):
+        write_whole(file, [png.getvalue()])
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from fastload import settings
 from fastload.decode import decode
 from fastload.devices import parse_device
 from fastload.errors import ConfigError, DecodeError, printable
-from fastload.files import write_whole
+from fastload.files import write_whole, writing
 from fastload.sheet import contact_sheet
 from fastload.sources.scan import walk
 
@@ -93,9 +93,10 @@ def main(s: Settings) -> None:
     )
     sheet.save(drawn, "png")
     for out, data in ((s.table, text.getvalue().encode()), (s.sheet, drawn.getvalue())):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(out, [data])
-    print(f"wrote {s.table} and {s.sheet}")
+        with writing(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(out, [data])
+    print(f"wrote {printable(s.table)} and {printable(s.sheet)}")
 
 
 def batches(s: Settings, stored: dict[str, Any]) -> Iterator[tuple[list[str], torch.Tensor]]:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 import torchvision.transforms.v2 as T
 import tyro
+from inputs import check_takes, open_resident
 from sweep_flowers import sweep
 from transfer import MEAN, STD, head_of
 
@@ -67,18 +68,16 @@ class Settings(fastload.TrainConfig):
 
 def main(s: Settings) -> None:
     """Train a network on photographs in two phases; with --sweep, make the notes' whole table."""
-    if s.sweep:
-        sweep(s, train)
-    else:
-        train(s)
+    sweep(s, train) if s.sweep else train(s)
 
 
 def train(s: Settings) -> tuple[fastload.Trainer, TrainResult, str]:
     """Train in one or two phases; return by whom, what came of it, and where the first weights were from."""
     trainer = fastload.Trainer(s)
-    train, valid = (fastload.open_dataset(s.dataset, split) for split in ("train", "valid"))
+    train, valid = (open_resident(s.dataset, split) for split in ("train", "valid"))
     network, origin = build(s.model, len(train.classes), s.weights)
     crop = s.crop or max(32, s.size * 7 // 8 // 32 * 32)
+    check_takes(network, crop // 2 if s.small_epochs else crop, s.size if s.augment == "strong" else crop)
 
     def loaders(size: int, crop: int) -> dict[str, Any]:
         # Those of one split share its copy in memory, whatever they make of it.

@@ -1,14 +1,28 @@
-"""What several runs of one recipe come to: their mean and deviation, said and written to `result.json`."""
+"""What several runs of one recipe share: a folder, and what they come to, said and written to `result.json`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import mean, pstdev
+from typing import TypeVar
 
 import fastload
 from fastload.formats import Dataset
 from fastload.profiling.report import command, environment, write_json
-from fastload.results import TrainResult, shown_settings
+from fastload.results import TrainResult, make_output, shown_settings
+
+Config = TypeVar("Config", bound=fastload.TrainConfig)
+
+
+def in_new_folder(s: Config) -> Config:
+    """Return settings with the folder of all their runs, made; without `resume`, one without an earlier run's results.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    trainer = fastload.Trainer(s)  # made first: it sets the processes up
+    return replace(s, output=make_output(s, trainer.is_main))
 
 
 def tell(

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 import torchvision.transforms.v2 as T
 import tyro
+from inputs import check_takes, open_resident
 from transfer import MEAN, STD, head_of
 
 import fastload
@@ -61,8 +62,9 @@ class Settings(fastload.TrainConfig):
 def main(s: Settings) -> None:
     """Fine-tune on `train`, and tell how well it does on `valid`."""
     trainer = fastload.Trainer(s)
-    train, valid = (fastload.open_dataset(s.dataset, split) for split in ("train", "valid"))
+    train, valid = (open_resident(s.dataset, split) for split in ("train", "valid"))
     network, origin = build(s.model, len(train.classes), s.weights)
+    check_takes(network, s.crop)
 
     end = [T.ToImage(), T.ToDtype(torch.float32, scale=True), T.Normalize(MEAN, STD)]
     augment = fastload.Augment([T.RandomResizedCrop(s.crop), T.RandomHorizontalFlip(), *end])

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 import torchvision.transforms.v2 as T
 import tyro
+from inputs import open_resident
 
 import fastload
 from fastload import settings
@@ -59,7 +60,7 @@ class Settings(fastload.TrainConfig):
 def main(s: Settings) -> None:
     """Train on `train`, and tell how well it does on `valid`."""
     trainer = fastload.Trainer(s)
-    train, valid = (fastload.open_dataset(s.dataset, split) for split in ("train", "valid"))
+    train, valid = (open_resident(s.dataset, split) for split in ("train", "valid"))
     options = {"img_size": s.size, "patch_size": s.patch_size, "depth": s.depth, "drop_path_rate": s.drop_path}
     network, origin = build(s.model, len(train.classes), s.weights, **options)
 

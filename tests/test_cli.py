@@ -1,5 +1,7 @@
 import io
 import json
+import re
+import shlex
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -7,10 +9,12 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import typer.main
 from PIL import Image
 
-from fastload.cli import main
-from tests.conftest import launch, write_folder
+from fastload import converting
+from fastload.cli import app, main
+from tests.conftest import ROOT, launch, write_folder
 
 
 def fastload(*words: object) -> subprocess.CompletedProcess[str]:
@@ -53,6 +57,25 @@ def test_convert_info_verify_show(tmp_path: Path) -> None:
     damaged = fastload("verify", out)
     assert damaged.returncode == 1
     assert "valid-00000.safetensors" in damaged.stderr
+
+
+def test_every_command_in_the_documents_is_one() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    name = f"fastload ({'|'.join(commands)})"
+    found = set()
+    for file in (ROOT / "README.md", *(ROOT / "recipes").glob("*.py"), ROOT / "recipes" / "README.md"):
+        text = file.read_text()
+        lines = re.findall(rf"^{name} ([^#\n]+)", text, re.MULTILINE)
+        for command, words in lines + re.findall(rf"`{name}\s+([^-`][^`]*)`", text):
+            given = commands[command].make_context(command, shlex.split(words)).params  # parsed, and not run
+            if command == "convert":
+                converting.parse_shares(given["split"] or [])
+            found.add((file.relative_to(ROOT).as_posix(), command))
+    named = {("README.md", "weights"), ("recipes/README.md", "weights"), ("recipes/mlp_mnist.py", "convert")}
+    assert named <= found
+    done = fastload("convert", "flowers", "--sizes", 9)
+    assert done.returncode == 2
+    assert "--sizes" in done.stderr
 
 
 def test_a_cut_by_the_command(tmp_path: Path) -> None:

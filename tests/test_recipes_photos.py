@@ -308,6 +308,8 @@ def test_one_image_and_images_that_are_none(
     for nothing in (tmp_path / "mixed", tmp_path / "missing.jpg"):
         with pytest.raises(ConfigError, match="no image there that can be read"):
             predict.main(options_of_predict(trained, nothing, tmp_path))
+    with pytest.raises(ConfigError, match=r"p\.csv cannot be written \(File exists\)"):
+        predict.main(options_of_predict(trained, image, image))
     with pytest.raises(ConfigError, match="top=0: at least 1 is needed"):
         options_of_predict(trained, image, tmp_path, top=0)
     with pytest.raises(ConfigError, match="batch_size=-1: at least 1 is needed"):
@@ -348,6 +350,15 @@ def test_checkpoints_of_other_classes_do_not_vote(food: Path, trained: Path, tmp
         ensemble.main(ensemble.Settings(dataset=food, checkpoints=(trained,), device="cpu", result=tmp_path / "r.json"))
 
 
+def test_a_split_without_labels_judges_nobody(food: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    valid = open_dataset(food, "valid")
+    valid.labels.fill_(-1)
+    monkeypatch.setattr("fastload.open_dataset", lambda *_: valid)
+    s = ensemble.Settings(dataset=food, checkpoints=(tmp_path / "none",), device="cpu", result=tmp_path / "result.json")
+    with pytest.raises(ConfigError, match=r"--split valid of .* has no labels"):
+        ensemble.main(s)
+
+
 def test_mirrored_images_vote_too(food: Path, cooks: list[Path], tmp_path: Path) -> None:
     s = ensemble.Settings(
         dataset=food, checkpoints=(cooks[1],), tta=True, device="cpu", result=tmp_path / "result.json"
@@ -366,7 +377,7 @@ def test_mirrored_images_vote_too(food: Path, cooks: list[Path], tmp_path: Path)
 
 def test_every_command_that_is_named_is_one() -> None:
     no_settings = (
-        "demo", "demo_images", "lookahead", "models", "several", "speed_network", "sweep_flowers", "transfer",
+        "demo", "demo_images", "inputs", "lookahead", "models", "several", "speed_network", "sweep_flowers", "transfer",
         "whole_checkpoints",
     )  # fmt: skip
     files = [file for file in (ROOT / "recipes").glob("*.py") if file.stem not in no_settings]

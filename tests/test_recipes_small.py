@@ -21,6 +21,10 @@ from tests.conftest import ROOT, launch, write_image
 
 RECIPES = ROOT / "recipes"
 SMALL = ("mlp_mnist", "cnn_mnist", "cifar10_quick", "cifar10_speed", "classics", "mlp_temps", "mlp_diabetes")
+OPEN_RESIDENT = (
+    "mlp_mnist", "cnn_mnist", "cifar10_quick", "cifar10_speed", "classics", "resnet_flowers", "vit_flowers",
+    "cnn_food11", "transfer_ants_bees",
+)  # fmt: skip
 FEW: dict[str, Any] = {"epochs": 1, "max_steps": 2, "batch_size": 5, "device": "cpu", "log_with": None}
 
 pytestmark = pytest.mark.usefixtures("no_accelerate_left")
@@ -88,6 +92,13 @@ def result_of(output: Path) -> dict[str, Any]:
     return result
 
 
+def earlier_run(output: Path) -> Path:
+    """Write an earlier run's summary, which no later one may touch."""
+    output.mkdir()
+    (output / "result.json").write_text("earlier")
+    return output / "result.json"
+
+
 @pytest.mark.parametrize(
     ("name", "more", "model"),
     [
@@ -126,6 +137,7 @@ def test_cifar10_speed_compiles_once_and_every_run_begins_anew(  # type: ignore[
 ) -> None:
     compiled: list[torch.nn.Module] = []  # really compiled, it takes ten seconds; see the next test
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
+    earlier = earlier_run(tmp_path / "run")
     module = recipe("cifar10_speed")
     train_once, done = module.train_once, []
 
@@ -146,7 +158,8 @@ def test_cifar10_speed_compiles_once_and_every_run_begins_anew(  # type: ignore[
     out = capsys.readouterr().out
     assert "(mean of 2 runs of" in out
     assert " s before them" in out
-    of_run, whole = result_of(tmp_path / "run" / "run-1"), result_of(tmp_path / "run")
+    of_run, whole = result_of(tmp_path / "run-2" / "run-1"), result_of(tmp_path / "run-2")
+    assert earlier.read_text() == "earlier"
     assert of_run["epochs"][0]["accuracy"] is None, "no evaluation within an epoch"
     assert len(whole["accuracies"]) == 2
     with pytest.raises(ConfigError, match="Lookahead"):
@@ -269,16 +282,18 @@ def test_a_column_is_as_it_stood_in_the_table(recipe, tmp_path: Path) -> None:  
 
 
 def test_mlp_diabetes_validates_every_row_once(recipe, patients: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    earlier = earlier_run(tmp_path / "run")
     module = recipe("mlp_diabetes")
     module.main(module.Settings(dataset=patients, folds=4, output=tmp_path / "run", **FEW))
     counts = []
     for fold in range(1, 5):
-        with (tmp_path / "run" / f"fold-{fold}" / "per_class.csv").open() as file:
+        with (tmp_path / "run-2" / f"fold-{fold}" / "per_class.csv").open() as file:
             counts.append([int(row["samples"]) for row in csv.DictReader(file)])
     assert np.sum(counts, 0).tolist() == [8, 15]
     assert (np.ptp(counts, 0) <= 1).all(), "each fold has its share of both classes"
-    summary = result_of(tmp_path / "run")
-    shares = [result_of(tmp_path / "run" / f"fold-{n}")["epochs"][-1]["accuracy"] for n in range(1, 5)]
+    assert earlier.read_text() == "earlier"
+    summary = result_of(tmp_path / "run-2")
+    shares = [result_of(tmp_path / "run-2" / f"fold-{n}")["epochs"][-1]["accuracy"] for n in range(1, 5)]
     assert summary["accuracy"] == pytest.approx(np.mean(shares), abs=1e-4)
     assert "always the more frequent class 65.2%" in capsys.readouterr().out  # 15 of 23
 
@@ -288,6 +303,7 @@ def test_mlp_diabetes_validates_every_row_once(recipe, patients: Path, tmp_path:
     [
         ("cnn_mnist", "colours", {}, "convert them with --size 28"),
         ("cifar10_quick", "colours", {"dataset": Path("nowhere.fastload")}, "nowhere.fastload: no such dataset"),
+        *((name, "colours", {"dataset": Path("x.beton")}, "want a NAME.fastload") for name in OPEN_RESIDENT),
         ("cifar10_speed", "digits", {}, "convert colour images with --size 32"),
         ("classics", "digits", {"size": 32}, "LeNet's layers fit 28 pixels only"),
         ("mlp_temps", "patients", {}, "this recipe predicts an amount"),
@@ -309,6 +325,24 @@ def colours_with_valid(root: Path) -> Path:
     for seed in range(10):
         write_image(root / "c" / "ab"[seed % 2] / f"{seed}.jpg", seed)
     return convert(root / "c", size=32, split={"valid": 0.4}, workers=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("resnet_flowers", {"crop": 32}), ("resnet_flowers", {"crop": 64, "small_epochs": 1}),
+     ("transfer_ants_bees", {"crop": 32}), ("cnn_food11", {"size": 32})],
+)  # fmt: skip
+def test_too_small_an_image_is_said_before_anything_is_trained(  # type: ignore[no-untyped-def]
+    recipe, name: str, more: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = recipe(name)
+    small = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 40), torch.nn.Flatten())  # as AlexNet's or Inception's
+    monkeypatch.setattr(module, "build", lambda *_: (small, "none"))
+    with pytest.raises(ConfigError, match=r"cannot take images of 32x32 pixels \(Calculated.*--crop\.$"):
+        module.main(
+            module.Settings(dataset=colours_with_valid(tmp_path), model="any", output=tmp_path / "run", **FEW, **more)
+        )
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.processes

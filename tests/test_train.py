@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -11,13 +13,13 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from fastload import Augment, Loader, TrainConfig, Trainer, convert, open_dataset
+from fastload import Augment, Loader, TrainConfig, Trainer, convert, open_dataset, settings
 from fastload.augment import MixUp
 from fastload.checkpoint import load_matching
 from fastload.config import Loss
 from fastload.errors import ConfigError, TrainError
 from fastload.evaluation import Totals, draw_confusion, write_confusion
-from fastload.optim import make_optimizer, make_scheduler
+from fastload.profiling.report import write_json
 from fastload.train import Phase
 
 pytestmark = pytest.mark.usefixtures("no_accelerate_left")
@@ -84,12 +86,17 @@ def test_early_stopping(dataset: Path, tmp_path: Path) -> None:
     assert result.best.epoch == 0
 
 
-def test_an_earlier_run_is_not_overwritten(dataset: Path, tmp_path: Path) -> None:
+def test_an_earlier_run_is_not_overwritten(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = (fit(dataset, str(tmp_path / "run"), epochs=1)[0].output for _ in range(2))
     assert (first, second) == (tmp_path / "run", tmp_path / "run-2")
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="cannot be made"):
-        fit(dataset, tmp_path / "file" / "run", epochs=1)
+    monkeypatch.chdir(tmp_path)
+    for wrong, said in (("file/run", "cannot be made"), ("file", "file cannot be made"), (".", r"\. is not empty")):
+        with pytest.raises(ConfigError, match=f"{said}.*pass another --output"):
+            fit(dataset, wrong, epochs=1)
+    monkeypatch.setattr(Path, "iterdir", mock.Mock(side_effect=PermissionError(13, "Permission denied")))
+    with pytest.raises(ConfigError, match="run cannot be read"):
+        fit(dataset, tmp_path / "run", epochs=1)
 
 
 def test_a_loss_that_is_no_number_stops(dataset: Path, tmp_path: Path) -> None:
@@ -304,6 +311,21 @@ def test_the_tracker_has_curves_pictures_and_a_graph_and_the_trace_steps(dataset
         Trainer(TrainConfig(log_with="nonsense"))
 
 
+def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_confusion(tmp_path, torch.eye(2).long(), ["a", "b"])
+    monkeypatch.setattr(os, "fsync", mock.Mock(side_effect=OSError(28, "No space left on device")))
+    for write in (
+        lambda: settings.save(TrainConfig(), tmp_path / "settings.yaml"),
+        lambda: write_confusion(tmp_path, torch.zeros(2, 2).long(), ["a", "b"]),
+        lambda: draw_confusion(tmp_path),
+        lambda: write_json(tmp_path / "result.json", {}),
+    ):
+        with pytest.raises(ConfigError, match=r"cannot be written \(No space left on device\); make room"):
+            write()
+    assert {file.name for file in tmp_path.iterdir()} == {"confusion.csv", "per_class.csv"}
+    assert "1" in (tmp_path / "confusion.csv").read_text(), "what was there is still whole"
+
+
 def test_what_is_confused_with_what(dataset: Path, tmp_path: Path) -> None:
     result, _, trainer = fit(dataset, tmp_path / "run", epochs=3, max_steps=None)
     valid = Loader(open_dataset(dataset, "valid"), 7, shuffle=False)
@@ -326,41 +348,6 @@ def test_hostile_class_names_are_drawn(tmp_path: Path) -> None:
     draw_confusion(tmp_path)
     assert (tmp_path / "confusion.png").exists()
     assert "\x1b" not in (tmp_path / "confusion.csv").read_text()
-
-
-def rates(**config: object) -> list[float]:
-    settings = TrainConfig(lr=1.0, **config)  # type: ignore[arg-type]
-    optimizer = make_optimizer(network(), settings)
-    scheduler = make_scheduler(optimizer, settings, steps_per_epoch=5)
-    found = []
-    for _ in range(settings.epochs * 5):
-        found.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    return found
-
-
-def test_schedules() -> None:
-    cosine = rates(epochs=4, schedule="cosine")
-    assert cosine == pytest.approx([0.5 * (1 + math.cos(math.pi * s / 20)) for s in range(20)])
-    step = rates(epochs=5, schedule="step", step_epochs=2, gamma=0.1)
-    assert step == pytest.approx([1.0] * 10 + [0.1] * 10 + [0.01] * 5)
-    assert rates(epochs=2, schedule="constant") == [1.0] * 10
-    cycle = rates(epochs=4, schedule="one_cycle")
-    assert (cycle[0], max(cycle), cycle.index(max(cycle))) == (pytest.approx(0.04), 1.0, 6)
-    assert cycle[:7] == sorted(cycle[:7])
-    assert cycle[6:] == sorted(cycle[6:], reverse=True)
-    assert cycle[-1] < 0.02
-    assert rates(epochs=4, schedule="one_cycle", warmup_epochs=1).index(1.0) == 5
-    warm = rates(epochs=3, schedule="constant", warmup_epochs=1)
-    assert warm[:6] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1.0])
-
-
-def test_norms_and_biases_do_not_decay() -> None:
-    decayed, plain = make_optimizer(network(), TrainConfig()).param_groups
-    assert {p.ndim for p in decayed["params"]} == {2, 4}
-    assert {p.ndim for p in plain["params"]} == {1}
-    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.05, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,19 @@
 """Published weights: found where they lie, said where not; no network is used."""
 
+import hashlib
+import io
+import re
+import socket
 import threading
 import time
 import urllib.error
+from email.message import Message
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+import torchvision
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
@@ -67,6 +73,35 @@ def test_a_host_that_never_answers_costs_seconds(monkeypatch: pytest.MonkeyPatch
             resolve("auto", NAME)
     finally:
         answered.set()
+
+
+class Answer(io.BytesIO):
+    def info(self) -> Message:
+        return Message()
+
+
+def test_a_download_is_whole_or_nothing_and_waits_no_longer_than_told(
+    nowhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float | None] = []
+
+    def serve(*_: object, **__: object) -> Answer:
+        waits.append(socket.getdefaulttimeout())
+        return Answer(b"weights")
+
+    monkeypatch.setattr("urllib.request.urlopen", serve)
+    monkeypatch.setattr(torch.hub, "urlopen", serve)
+    right = hashlib.sha256(b"weights").hexdigest()[:8]
+    before = socket.getdefaulttimeout()
+    looked: list[str] = []
+    for name, is_whole in ((f"net-{right}.pth", True), ("net-0123abcd.pth", False), ("net-1.pth", True)):
+        published = module.Published(name="net", repo=None, url=f"https://host/{name}")
+        assert (module._download(published, looked) is not None) == is_whole
+        assert (nowhere / "torch" / "checkpoints" / name).exists() == is_whole
+    assert looked == ["https://host/net-0123abcd.pth: what came has not the checksum in its name"]
+    assert sorted(p.name for p in (nowhere / "torch" / "checkpoints").iterdir()) == ["net-1.pth", f"net-{right}.pth"]
+    assert waits[1] == module.STALL_SECONDS
+    assert socket.getdefaulttimeout() == before
 
 
 def test_offline_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,6 +180,22 @@ def test_names() -> None:
         find_published("resnet1")
     with pytest.raises(ConfigError, match="neither"):
         build("nonsense\x1b", 3, "none")
+
+
+@pytest.mark.parametrize("name", ["vgg11", "densenet121"])
+def test_torchvisions_own_files_fit_timms_networks(name: str) -> None:
+    url = find_published(f"{name}.tv_in1k").url
+    assert url is not None
+    assert url == getattr(torchvision.models.get_model_weights(name), "IMAGENET1K_V1").url  # noqa: B009
+    with torch.device("meta"):  # names and shapes: VGG11 has 129 million weights
+        model, given = timm.create_model(name), torchvision.models.get_model(name).state_dict()
+    # As the files have them: DenseNet's are older than torchvision's names, and than the count of batches.
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", k): t for k, t in given.items()}
+    convert = module._conversion_for(model)
+    assert convert is not None
+    got = convert({k: t for k, t in old.items() if "num_batches" not in k}, model)
+    expected = {k: t.shape for k, t in model.state_dict().items() if "num_batches" not in k}
+    assert {k: t.shape for k, t in got.items()} == expected
 
 
 def test_a_vit_of_another_image_size_keeps_its_positions(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from fastload import __version__
-from fastload.files import write_text
+from fastload.files import write_text, writing
 from fastload.memory import meminfo_bytes
 from fastload.profiling.verdict import Verdict
 
@@ -88,9 +88,14 @@ def shortened(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
-    """Write a result whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, json.dumps(content, indent=1) + "\n")
+    """Write a result whole or not at all.
+
+    Raises:
+        ConfigError: the disk is full or the folder cannot be written.
+    """
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps(content, indent=1) + "\n")
 
 
 def rounded(value: float | None, digits: int = 4) -> float | None:
