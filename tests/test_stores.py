@@ -147,6 +147,23 @@ def test_reading_ahead_changes_no_order_and_asks_in_file_order(monkeypatch: pyte
     assert not asked
 
 
+def test_of_files_of_somebody_else_everything_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "rows"
+    file.write_bytes(bytes(4 * PAGE))
+    rows = torch.from_file(str(file), size=4 * PAGE, dtype=torch.uint8).view(4, PAGE)
+    asked: list[list[tuple[int, int]]] = []
+    monkeypatch.setattr("fastload.stores.readahead.cached_share", lambda pages: 1.0)  # as Linux says of them
+    monkeypatch.setattr("fastload.stores.readahead.will_need", asked.append)
+    list(MappedStore([rows], [(file, 0)]).serve(steps([[2, 0]])))
+    assert not asked
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    list(MappedStore([rows], [(file, 0)]).serve(steps([[2, 0]])))
+    assert not asked, "what is our own may be looked at, written or not"
+    monkeypatch.setattr(os, "geteuid", lambda: file.stat().st_uid + 1)
+    list(MappedStore([rows], [(file, 0)]).serve(steps([[2, 0]])))
+    assert [len(ranges) for ranges in asked] == [2]
+
+
 def test_rows_side_by_side_are_one_range() -> None:
     shard = torch.zeros(100, PAGE // 2, dtype=torch.uint8)
     ranges = row_ranges(np.array([3, 4, 5, 60]), [shard], np.array([0, 100]))
