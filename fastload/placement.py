@@ -140,7 +140,7 @@ class _Fits:
                 return Placement(kind=kind, reason=f"1 of {need.world_size} shares of {need}, in this process's RAM")
             raise PlacementError(f'placement="{kind}" needs a GPU, and the device is {self.device}. '
                                  'Use placement="auto".')  # fmt: skip
-        free = self.gpu_free - (self.reserve_bytes or 0)
+        free = max(0, self.gpu_free - (self.reserve_bytes or 0))
         share = f"1 of {need.world_size} shares of " if kind == "gpu_sharded" else ""
         ranks = need.world_size if kind == "gpu_sharded" else 1
         if -(-need.num_bytes // ranks) + need.working_bytes > free:

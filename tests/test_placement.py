@@ -108,6 +108,9 @@ def test_an_error_names_everything_that_would_fit() -> None:
     )
     rows = Need(num_samples=GIB, sample_shape=(4,), itemsize=4, batch_size=1, what="rows")
     assert "--size" not in refused("host", rows, gpu=None, host=GIB)
+    for need in (IMAGES, rows):  # more for the model than there is
+        said = refused("gpu", need, gpu=8 * GIB, host=512 * GIB, reserve=9 * GIB)
+        assert said.endswith('cuda:0 has 0.0 KiB free beside 9.0 GiB for the model. Use placement="host".')
 
 
 def test_batches_and_the_model_count() -> None:
