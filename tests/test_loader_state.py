@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState, GradientState
 from fastload import Augment, Loader, open_dataset
 from fastload.errors import ConfigError
 from fastload.stores import Served, Wanted
+from fastload.stores.sharded import ShardedStore
 from tests.conftest import comes_true, num_threads
 
 pytestmark = pytest.mark.usefixtures("no_accelerate_left")
@@ -98,6 +99,16 @@ def test_a_state_of_another_order_or_end_of_the_epoch(dataset: Path) -> None:
         make(dataset).load_state_dict(in_file_order.state_dict())
     with pytest.raises(ConfigError, match="order whole, this loader file"):
         make(dataset, shuffle=False).load_state_dict(kept.state_dict())
+
+
+def test_one_rank_copies_its_share_once(dataset: Path) -> None:
+    loader = make(dataset, placement="gpu_sharded", device="cpu")
+    take(loader)
+    assert isinstance(loader._store, ShardedStore)
+    loader._store._read = None  # type: ignore[assignment]
+    again = make(dataset, placement="gpu_sharded", device="cpu")
+    again.set_epoch(1)
+    assert same(take(loader), take(again))
 
 
 def test_skip_leaves_out_steps_and_epochs(dataset: Path) -> None:
