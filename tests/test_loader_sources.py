@@ -1,6 +1,7 @@
 """The placements that read sample by sample: a folder or any dataset through DataLoader, a .beton through ffcv."""
 
 import importlib.util
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,8 +93,10 @@ def test_a_bad_sample_is_named(folder: Path, workers: int) -> None:
     bad = folder / "train" / "bee" / "002.jpg"
     bad.write_bytes(b"no image")
     loader = Loader(open_dataset(folder, size=20), 4, shuffle=False, workers=workers)
-    with pytest.raises(DatasetError, match=r"002\.jpg\) cannot be read \(UnidentifiedImageError"):
+    with pytest.raises(DatasetError) as caught:
         list(loader)
+    said = r"\w+: sample \d+ \(.*002\.jpg\) cannot be read \(UnidentifiedImageError: .*\); mend it, or leave it out\."
+    assert re.fullmatch(said, str(caught.value))  # one sentence, whoever read it
 
 
 def test_images_of_their_own_sizes_are_cut(tmp_path: Path) -> None:
