@@ -1,3 +1,6 @@
+import mmap
+import os
+import sys
 from pathlib import Path
 from unittest import mock
 
@@ -152,11 +155,21 @@ def test_a_slurm_job_counts_what_its_processes_have_taken(monkeypatch: pytest.Mo
     monkeypatch.setenv("SLURM_MEM_PER_NODE", "8192")
     with (
         mock.patch.object(memory, "_job_processes", return_value=[1, 2]),
-        mock.patch.object(memory, "_resident_bytes", return_value=GIB),
+        mock.patch.object(memory, "_resident_bytes", side_effect=[(GIB, 2 * GIB), (GIB, 3 * GIB)]),
         mock.patch.object(memory, "_control_groups", return_value=[]),
         mock.patch.object(memory, "meminfo_bytes", return_value=64 * GIB),
     ):
-        assert memory.free_host_bytes() == 6 * GIB
+        assert memory.free_host_bytes() == 3 * GIB  # both see one copy in shared memory
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_shared_memory_is_told_from_a_process_s_own() -> None:
+    before = memory._resident_bytes(os.getpid())
+    with mmap.mmap(-1, 32 << 20) as mapping:  # shared, as mmap makes it
+        mapping.write(bytes(32 << 20))
+        after = memory._resident_bytes(os.getpid())
+    assert after[1] - before[1] >= 30 << 20
+    assert memory._resident_bytes(-1) == (0, 0)
 
 
 def test_a_gpu_without_a_number_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
