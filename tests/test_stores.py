@@ -1,5 +1,7 @@
 """Stores by themselves: rows gathered from any memory, memory that is taken again, and reading ahead."""
 
+import errno
+import mmap
 import os
 import sys
 import time
@@ -14,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastload.recycling import MAX_FREE, Blocks
-from fastload.stores import Wanted
+from fastload.stores import Wanted, shared
 from fastload.stores.copying import Copies
 from fastload.stores.joining import join
 from fastload.stores.mapped import MappedStore
@@ -104,6 +106,18 @@ def test_the_addresses_of_joined_shards_are_given_back(tmp_path: Path) -> None:
     assert mapped() == 2
     del view
     assert mapped() == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is no memory without a name")
+def test_memory_is_shared_where_large_pages_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoLargePages(mmap.mmap):
+        def madvise(self, *_: int) -> None:
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(mmap, "mmap", NoLargePages)
+    monkeypatch.setattr(shared, "gather_numbers", lambda numbers: [numbers])  # the only rank
+    shards = [torch.arange(6).view(3, 2), torch.arange(4).view(2, 2)]
+    assert torch.equal(shared.host_tensor(shards, together=True), torch.cat(shards))
 
 
 def test_one_thread_and_many_gather_alike(monkeypatch: pytest.MonkeyPatch) -> None:
