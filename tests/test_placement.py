@@ -102,6 +102,16 @@ def refused(kind: str, need: Need, *, gpu: int | None, host: int, reserve: int |
     return str(caught.value)
 
 
+def test_a_share_in_ram_has_to_fit_it() -> None:
+    with mock.patch.object(placement, "free_host_bytes", return_value=6 * GIB):
+        fitting = choose("gpu_sharded", needing(10 * GIB, world_size=2), torch.device("cpu"))
+        assert (
+            str(fitting) == "gpu_sharded: 1 of 2 shares of 10.0 GiB (n x 1) and 0.0 KiB of batches, 6.0 GiB free on cpu"
+        )
+        with pytest.raises(PlacementError, match=r'this process.s RAM has 6\.0 GiB free\. Use placement="mapped"'):
+            choose("gpu_sharded", needing(13 * GIB, world_size=2), torch.device("cpu"))
+
+
 def test_an_error_names_everything_that_would_fit() -> None:
     said = refused("gpu", IMAGES, gpu=121 * GIB, host=512 * GIB)
     assert "179.6 GiB (1,281,167 x 224x224x3 uint8) and 551.2 MiB of batches; cuda:0 has 121.0 GiB free" in said
