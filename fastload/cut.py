@@ -44,7 +44,11 @@ class Cut:
         Args:
             sizes_N2: (H, W) of each image.
             ids: sample ids [N], which with seed and epoch key the draws.
+
+        Raises:
+            TransformError: an image is smaller than what is to be cut out of it.
         """
+        self.check(sizes_N2)
         if self.scale is not None:
             return self._random(sizes_N2, ids, seed, epoch)
         height, width = sizes_N2.T
@@ -54,6 +58,15 @@ class Cut:
         h = np.clip(np.rint(self.size[0] * shrink), 1, height).astype(np.int64)
         w = np.clip(np.rint(self.size[1] * shrink), 1, width).astype(np.int64)
         return np.stack([(height - h) // 2, (width - w) // 2, h, w], 1)
+
+    def check(self, sizes_N2: Ints) -> None:
+        """Raise TransformError where an image (H, W) is smaller than a CenterCrop, which torchvision fills up."""
+        small = (sizes_N2 < self.size).any(1) if self.short == 0 else np.zeros(1, bool)
+        if small.any():
+            found, wanted = ("x".join(map(str, size)) for size in (sizes_N2[small.argmax()], self.size))
+            raise TransformError(
+                f"cut: CenterCrop takes {wanted}, and an image has {found}; pass Resize(n) and CenterCrop."
+            )
 
     def _random(self, sizes_N2: Ints, ids: Ints, seed: int, epoch: int) -> Ints:
         assert self.scale is not None
@@ -102,7 +115,13 @@ def parse_cut(transform: Any) -> Cut:
     if names == ["CenterCrop"]:
         return Cut(size=_pair(sizes[0]), short=0)
     if names == ["Resize", "CenterCrop"] and len(sizes[0]) == 1:
-        return Cut(size=_pair(sizes[1]), short=sizes[0][0])
+        size, short = _pair(sizes[1]), sizes[0][0]
+        if max(size) > short:
+            raise TransformError(
+                f"cut: CenterCrop takes {size[0]}x{size[1]} of images whose short side is {short}, which torchvision "
+                f"fills up and this does not; pass Resize({max(size)}) or more."
+            )
+        return Cut(size=size, short=short)
     raise TransformError(
         f"cut={printable(', '.join(names))}: images of their own sizes become one size by RandomResizedCrop, "
         "Resize((height, width)), CenterCrop, or Resize(n) and CenterCrop; pass one of these."

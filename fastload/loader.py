@@ -220,12 +220,13 @@ class Loader:
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the loader stands, the same on every rank; `load_state_dict` goes on from there."""
+        one_for_all = "whole" if self.shuffle else "file"
         return {
             "version": STATE_VERSION,
             "dataset": self.dataset.digest,
             "split": self.dataset.split,
             "seed": self.seed,
-            "order": f"shares, swapped every {self.reshuffle_every}" if self._is_sharded else "whole",
+            "order": f"shares, swapped every {self.reshuffle_every}" if self._is_sharded else one_for_all,
             "epoch": self.epoch,
             "samples_seen": self._steps_done * self.shares.global_batch,
             "global_batch": self.shares.global_batch,
@@ -246,8 +247,9 @@ class Loader:
                     f"loader state has {key} {printable(state[key])}, this loader {printable(own[key])}; "
                     "use the same, or start anew."
                 )
-        self.epoch = int(state["epoch"])
-        self._steps_done = int(state["samples_seen"]) // self.shares.global_batch
+        # Where this loader drops the last step, and the other had only that one to go, the epoch is over.
+        epochs, self._steps_done = divmod(int(state["samples_seen"]) // self.shares.global_batch, len(self))
+        self.epoch = int(state["epoch"]) + epochs
         self._resuming = self._steps_done > 0
 
     @property

@@ -16,7 +16,10 @@ def free_host_bytes() -> int:
     job_limit = slurm_bytes(os.environ)
     if job_limit is not None:
         # Slurm counts a job's processes where no control group does: ours, and those of the other ranks here.
-        free = min(free, job_limit - sum(_resident_bytes(pid) for pid in _job_processes(os.environ["SLURM_JOB_ID"])))
+        found = [_resident_bytes(pid) for pid in _job_processes(os.environ["SLURM_JOB_ID"])]
+        # Shared memory is there once, whoever sees it: what the one that sees most of it does.
+        shared = max((there for _, there in found), default=0)
+        free = min(free, job_limit - shared - sum(private for private, _ in found))
     return max(0, free)
 
 
@@ -53,7 +56,7 @@ def slurm_bytes(variables: Mapping[str, str]) -> int | None:
 
 def resident_bytes() -> int:
     """Return this process's private memory in bytes: what is in RAM and backed by no file."""
-    return _resident_bytes(os.getpid())
+    return _resident_bytes(os.getpid())[0]
 
 
 def _job_processes(job: str) -> Iterator[int]:
@@ -68,12 +71,14 @@ def _job_processes(job: str) -> Iterator[int]:
                 pass  # somebody else's, or over
 
 
-def _resident_bytes(pid: int) -> int:
+def _resident_bytes(pid: int) -> tuple[int, int]:
+    """Return what a process has in RAM of its own, and of shared memory, in bytes."""
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     except OSError:
-        return 0
-    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon:"))
+        return 0, 0
+    private, shared = (int(fields.get(name, "0").split()[0]) << 10 for name in ("RssAnon", "RssShmem"))
+    return private, shared
 
 
 def _control_groups() -> list[tuple[int, int, int]]:

@@ -134,22 +134,24 @@ class _Fits:
 
     def gpu(self, kind: Literal["gpu", "gpu_sharded"]) -> Placement:
         """Return `gpu` or `gpu_sharded`, or raise PlacementError."""
-        need = self.need
-        if self.gpu_free is None:
-            if kind == "gpu_sharded" and self.device.type == "cpu":
-                return Placement(kind=kind, reason=f"1 of {need.world_size} shares of {need}, in this process's RAM")
+        need, kept = self.need, ""
+        if self.gpu_free is not None:
+            free, where = max(0, self.gpu_free - (self.reserve_bytes or 0)), str(self.device)
+            if self.reserve_bytes:
+                kept = f" beside {gib(self.reserve_bytes)} for the model"
+        elif kind == "gpu_sharded" and self.device.type == "cpu":
+            free, where = self.host_free, "this process's RAM"
+        else:
             raise PlacementError(f'placement="{kind}" needs a GPU, and the device is {self.device}. '
                                  'Use placement="auto".')  # fmt: skip
-        free = self.gpu_free - (self.reserve_bytes or 0)
         share = f"1 of {need.world_size} shares of " if kind == "gpu_sharded" else ""
         ranks = need.world_size if kind == "gpu_sharded" else 1
         if -(-need.num_bytes // ranks) + need.working_bytes > free:
-            kept = f" beside {gib(self.reserve_bytes)} for the model" if self.reserve_bytes else ""
             raise PlacementError(
-                f'placement="{kind}" needs {share}{need}; {self.device} has {gib(free)} free{kept}. '
+                f'placement="{kind}" needs {share}{need}; {where} has {gib(free)} free{kept}. '
                 f"{self.advice(free, share_fits=kind == 'gpu')}"
             )
-        return Placement(kind=kind, reason=f"{share}{need}, {gib(self.gpu_free)} free on {self.device}")
+        return Placement(kind=kind, reason=f"{share}{need}, {gib(free)} free on {self.device}{kept}")
 
     def advice(self, free: int, *, share_fits: bool = False) -> str:
         """Return what would fit where `free` bytes do not hold the split: other memory, smaller images."""

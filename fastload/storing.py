@@ -150,6 +150,7 @@ def one_size(dataset: AnyDataset, cut: Cut | None) -> tuple[int, int] | None:
 
     Raises:
         ConfigError: images of their own sizes, and no cut; or a cut, and nothing to cut.
+        TransformError: images that are known to be smaller than the cut.
     """
     if isinstance(dataset, Dataset) or not dataset.is_uint8:
         if cut is not None:
@@ -159,6 +160,8 @@ def one_size(dataset: AnyDataset, cut: Cut | None) -> tuple[int, int] | None:
             )
         return None
     if cut is not None:
+        if isinstance(dataset, Beton):
+            cut.check(dataset.sizes.numpy())  # now, not in the midst of an epoch
         return cut.size
     if isinstance(dataset, MapDataset):
         return None

@@ -244,20 +244,18 @@ def test_state_is_saved_with_the_accelerator(dataset: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.processes
-def test_two_processes_see_disjoint_samples_and_gather_each_once(dataset: Path, tmp_path: Path) -> None:
-    done = launch(
-        "torchrun", "--standalone", "--nproc_per_node", 2, "tests/two_ranks.py", dataset, tmp_path,
-        env={"ACCELERATE_USE_CPU": "true"},
-    )  # fmt: skip
+def test_processes_see_disjoint_samples_and_gather_each_once(dataset: Path, tmp_path: Path) -> None:
+    done = launch("tests.gathering_ranks", dataset, tmp_path, env={"ACCELERATE_USE_CPU": "true"})
     assert done.returncode == 0, done.stderr
-    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
-    assert [r["world_size"] for r in ranks] == [2, 2]
-    for split, count in (("train", 12), ("valid", 7)):  # 13 samples, 3 steps of 2 x 2; evaluation keeps all
-        mine, theirs = (set(r[split]) for r in ranks)
-        assert not mine & theirs
-        assert len(mine | theirs) == count
-        assert ranks[0][f"{split}_gathered"] == ranks[1][f"{split}_gathered"]
-    assert sorted(ranks[0]["valid_gathered"]) == list(range(7))
+    for world_size in (2, 3):
+        ranks = [json.loads((tmp_path / f"{world_size}/{rank}.json").read_text()) for rank in range(world_size)]
+        assert [r["world_size"] for r in ranks] == [world_size] * world_size
+        for split, count in (("train", 12), ("valid", 7)):  # of 13 whole steps of 4 or of 6; evaluation keeps all
+            seen = [i for r in ranks for i in r[split]]
+            assert len(seen) == len(set(seen)) == count
+            assert all(sorted(r[f"{split}_gathered"]) == sorted(seen) for r in ranks)
+        # In the order of the file, though three ranks pad their last step with whole batches of nothing.
+        assert all(r["valid_gathered"] == list(range(7)) for r in ranks)
 
 
 # --- what is refused ---

@@ -1,6 +1,7 @@
 """The placements that read sample by sample: a folder or any dataset through DataLoader, a .beton through ffcv."""
 
 import importlib.util
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,8 +93,10 @@ def test_a_bad_sample_is_named(folder: Path, workers: int) -> None:
     bad = folder / "train" / "bee" / "002.jpg"
     bad.write_bytes(b"no image")
     loader = Loader(open_dataset(folder, size=20), 4, shuffle=False, workers=workers)
-    with pytest.raises(DatasetError, match=r"002\.jpg\) cannot be read \(UnidentifiedImageError"):
+    with pytest.raises(DatasetError) as caught:
         list(loader)
+    said = r"\w+: sample \d+ \(.*002\.jpg\) cannot be read \(UnidentifiedImageError: .*\); mend it, or leave it out\."
+    assert re.fullmatch(said, str(caught.value))  # one sentence, whoever read it
 
 
 def test_images_of_their_own_sizes_are_cut(tmp_path: Path) -> None:
@@ -147,9 +150,13 @@ def test_boxes_in_the_middle() -> None:
     assert parse_cut(v2.Resize((8, 9))) == Cut(size=(8, 9))
     cubic = v2.RandomResizedCrop(8, interpolation=v2.InterpolationMode.BICUBIC)
     limited = [v2.Resize(25, max_size=30), v2.CenterCrop(20)]
-    for wrong in (v2.Resize(8), v2.RandomHorizontalFlip(), [v2.CenterCrop(3), v2.Resize(4)], cubic, limited):
+    magnified = [v2.Resize(25), v2.CenterCrop((20, 26))]
+    middle = [v2.CenterCrop(3), v2.Resize(4)]
+    for wrong in (v2.Resize(8), v2.RandomHorizontalFlip(), middle, cubic, limited, magnified):
         with pytest.raises(TransformError, match=r"cut[=:]"):
             parse_cut(wrong)
+    with pytest.raises(TransformError, match=r"CenterCrop takes 20x60, and an image has 100x50; pass Resize"):
+        boxes(v2.CenterCrop((20, 60)))
 
 
 # --- ffcv ---
@@ -188,6 +195,8 @@ def test_cuts_by_ffcv_are_those_boxes(betons: Path, mode: str) -> None:
     opened = open_dataset(betons / f"{mode}_sizes.beton")
     with pytest.raises(ConfigError, match="own sizes"):
         Loader(opened, 4)
+    with pytest.raises(TransformError, match="CenterCrop takes 400x400"):
+        Loader(opened, 4, cut=v2.CenterCrop(400))
     for transform in (v2.RandomResizedCrop(16), v2.Compose([v2.Resize(20), v2.CenterCrop(16)])):
         loader = Loader(
             opened, 4, cut=transform, augment=Augment(dtype=torch.uint8), drop_last=False, workers=2, seed=5

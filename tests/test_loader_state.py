@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState, GradientState
 from fastload import Augment, Loader, open_dataset
 from fastload.errors import ConfigError
 from fastload.stores import Served, Wanted
+from fastload.stores.sharded import ShardedStore
 from tests.conftest import comes_true, num_threads
 
 pytestmark = pytest.mark.usefixtures("no_accelerate_left")
@@ -82,6 +83,32 @@ def test_a_share_that_was_swapped_is_found_again(dataset: Path) -> None:
         make(dataset, 2, rank=1, world_size=2).load_state_dict(loader.state_dict())
     take(resumed, 3)
     make(dataset, 5).load_state_dict(resumed.state_dict())  # between epochs
+
+
+def test_a_state_of_another_order_or_end_of_the_epoch(dataset: Path) -> None:
+    kept = make(dataset, drop_last=False)  # 4 steps, of which dropping the last leaves 3
+    for count in (2, 3):
+        take(kept, count)
+        resumed, expected = make(dataset), make(dataset)
+        resumed.load_state_dict(kept.state_dict())
+        expected.skip(3 * kept.epoch + count)
+        assert same(take(resumed), take(expected))
+    in_file_order = make(dataset, shuffle=False)
+    take(in_file_order, 1)
+    with pytest.raises(ConfigError, match="order file, this loader whole"):
+        make(dataset).load_state_dict(in_file_order.state_dict())
+    with pytest.raises(ConfigError, match="order whole, this loader file"):
+        make(dataset, shuffle=False).load_state_dict(kept.state_dict())
+
+
+def test_one_rank_copies_its_share_once(dataset: Path) -> None:
+    loader = make(dataset, placement="gpu_sharded", device="cpu")
+    take(loader)
+    assert isinstance(loader._store, ShardedStore)
+    loader._store._read = None  # type: ignore[assignment]
+    again = make(dataset, placement="gpu_sharded", device="cpu")
+    again.set_epoch(1)
+    assert same(take(loader), take(again))
 
 
 def test_skip_leaves_out_steps_and_epochs(dataset: Path) -> None:

@@ -1,3 +1,6 @@
+import mmap
+import os
+import sys
 from pathlib import Path
 from unittest import mock
 
@@ -99,6 +102,16 @@ def refused(kind: str, need: Need, *, gpu: int | None, host: int, reserve: int |
     return str(caught.value)
 
 
+def test_a_share_in_ram_has_to_fit_it() -> None:
+    with mock.patch.object(placement, "free_host_bytes", return_value=6 * GIB):
+        fitting = choose("gpu_sharded", needing(10 * GIB, world_size=2), torch.device("cpu"))
+        assert (
+            str(fitting) == "gpu_sharded: 1 of 2 shares of 10.0 GiB (n x 1) and 0.0 KiB of batches, 6.0 GiB free on cpu"
+        )
+        with pytest.raises(PlacementError, match=r'this process.s RAM has 6\.0 GiB free\. Use placement="mapped"'):
+            choose("gpu_sharded", needing(13 * GIB, world_size=2), torch.device("cpu"))
+
+
 def test_an_error_names_everything_that_would_fit() -> None:
     said = refused("gpu", IMAGES, gpu=121 * GIB, host=512 * GIB)
     assert "179.6 GiB (1,281,167 x 224x224x3 uint8) and 551.2 MiB of batches; cuda:0 has 121.0 GiB free" in said
@@ -108,6 +121,9 @@ def test_an_error_names_everything_that_would_fit() -> None:
     )
     rows = Need(num_samples=GIB, sample_shape=(4,), itemsize=4, batch_size=1, what="rows")
     assert "--size" not in refused("host", rows, gpu=None, host=GIB)
+    for need in (IMAGES, rows):  # more for the model than there is
+        said = refused("gpu", need, gpu=8 * GIB, host=512 * GIB, reserve=9 * GIB)
+        assert said.endswith('cuda:0 has 0.0 KiB free beside 9.0 GiB for the model. Use placement="host".')
 
 
 def test_batches_and_the_model_count() -> None:
@@ -149,11 +165,21 @@ def test_a_slurm_job_counts_what_its_processes_have_taken(monkeypatch: pytest.Mo
     monkeypatch.setenv("SLURM_MEM_PER_NODE", "8192")
     with (
         mock.patch.object(memory, "_job_processes", return_value=[1, 2]),
-        mock.patch.object(memory, "_resident_bytes", return_value=GIB),
+        mock.patch.object(memory, "_resident_bytes", side_effect=[(GIB, 2 * GIB), (GIB, 3 * GIB)]),
         mock.patch.object(memory, "_control_groups", return_value=[]),
         mock.patch.object(memory, "meminfo_bytes", return_value=64 * GIB),
     ):
-        assert memory.free_host_bytes() == 6 * GIB
+        assert memory.free_host_bytes() == 3 * GIB  # both see one copy in shared memory
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_shared_memory_is_told_from_a_process_s_own() -> None:
+    before = memory._resident_bytes(os.getpid())
+    with mmap.mmap(-1, 32 << 20) as mapping:  # shared, as mmap makes it
+        mapping.write(bytes(32 << 20))
+        after = memory._resident_bytes(os.getpid())
+    assert after[1] - before[1] >= 30 << 20
+    assert memory._resident_bytes(-1) == (0, 0)
 
 
 def test_a_gpu_without_a_number_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """Stores by themselves: rows gathered from any memory, memory that is taken again, and reading ahead."""
 
+import errno
+import mmap
 import os
 import sys
 import time
@@ -14,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastload.recycling import MAX_FREE, Blocks
-from fastload.stores import Wanted
+from fastload.stores import Wanted, shared
 from fastload.stores.copying import Copies
 from fastload.stores.joining import join
 from fastload.stores.mapped import MappedStore
@@ -106,6 +108,18 @@ def test_the_addresses_of_joined_shards_are_given_back(tmp_path: Path) -> None:
     assert mapped() == 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is no memory without a name")
+def test_memory_is_shared_where_large_pages_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoLargePages(mmap.mmap):
+        def madvise(self, *_: int) -> None:
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(mmap, "mmap", NoLargePages)
+    monkeypatch.setattr(shared, "gather_numbers", lambda numbers: [numbers])  # the only rank
+    shards = [torch.arange(6).view(3, 2), torch.arange(4).view(2, 2)]
+    assert torch.equal(shared.host_tensor(shards, together=True), torch.cat(shards))
+
+
 def test_one_thread_and_many_gather_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     samples, ids = torch.randn(50, 7), torch.tensor([49, 0, 3, 3])
     one = take(samples, ids, torch.empty(4, 7))
@@ -145,6 +159,23 @@ def test_reading_ahead_changes_no_order_and_asks_in_file_order(monkeypatch: pyte
     asked.clear()
     list(read_ahead(steps(wanted), shards, first_rows))
     assert not asked
+
+
+def test_of_files_of_somebody_else_everything_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "rows"
+    file.write_bytes(bytes(4 * PAGE))
+    rows = torch.from_file(str(file), size=4 * PAGE, dtype=torch.uint8).view(4, PAGE)
+    asked: list[list[tuple[int, int]]] = []
+    monkeypatch.setattr("fastload.stores.readahead.cached_share", lambda pages: 1.0)  # as Linux says of them
+    monkeypatch.setattr("fastload.stores.readahead.will_need", asked.append)
+    list(MappedStore([rows], [(file, 0)]).serve(steps([[2, 0]])))
+    assert not asked
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    list(MappedStore([rows], [(file, 0)]).serve(steps([[2, 0]])))
+    assert not asked, "what is our own may be looked at, written or not"
+    monkeypatch.setattr(os, "geteuid", lambda: file.stat().st_uid + 1)
+    list(MappedStore([rows], [(file, 0)]).serve(steps([[2, 0]])))
+    assert [len(ranges) for ranges in asked] == [2]
 
 
 def test_rows_side_by_side_are_one_range() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fastload.errors import DatasetError, printable
+from fastload.errors import DatasetError, FastloadError, printable
 from fastload.stores import Boxes, Served, Wanted
 
 Sample = tuple[torch.Tensor, torch.Tensor]
@@ -39,6 +39,7 @@ class FolderStore:
 
         Raises:
             DatasetError: a sample cannot be read, or is of another size than its neighbours.
+            TransformError: a sample is smaller than what is to be cut out of it.
         """
         asked: deque[Wanted] = deque()
 
@@ -53,8 +54,10 @@ class FolderStore:
         )  # fmt: skip
         batches = iter(loader)
         try:
-            for samples, labels in batches:
-                yield Served(wanted=asked.popleft(), samples=samples, labels=labels)
+            for batch in batches:
+                if isinstance(batch, FastloadError):
+                    raise batch
+                yield Served(wanted=asked.popleft(), samples=batch[0], labels=batch[1])
         except Exception as e:
             # What led there stays in its cause. The frames would hold DataLoader's processes as long as it is kept.
             raise e.with_traceback(None)  # noqa: B904
@@ -62,24 +65,34 @@ class FolderStore:
             del batches  # ends its processes
 
 
-class _OneByOne(torch.utils.data.Dataset[Sample]):
+class _OneByOne(torch.utils.data.Dataset[Sample | FastloadError]):
+    """Samples and their batches; errors are given, not raised: DataLoader would put a worker's traceback into them."""
+
     def __init__(self, dataset: Any, name: str, size: tuple[int, int] | None) -> None:
         self._dataset, self._name, self._size = dataset, name, size
 
-    def __getitem__(self, key: Key) -> Sample:
+    def __getitem__(self, key: Key) -> Sample | FastloadError:
         index, boxes = key
-        image, label = self._dataset[index]
-        if boxes is not None and self._size is not None:
-            box = boxes(np.array([image.shape[:2]]), np.array([index]))[0]
-            image = cut(image, box.tolist(), self._size)
+        try:
+            image, label = self._dataset[index]
+            if boxes is not None and self._size is not None:
+                box = boxes(np.array([image.shape[:2]]), np.array([index]))[0]
+                image = cut(image, box.tolist(), self._size)
+        except FastloadError as e:
+            return e
         return image, torch.as_tensor(label)
 
-    def stack(self, samples: list[Sample]) -> Sample:
-        """Return a batch."""
+    def stack(self, found: list[Sample | FastloadError]) -> Sample | FastloadError:
+        """Return a batch, or the first error in it."""
+        samples = []
+        for sample in found:
+            if isinstance(sample, FastloadError):
+                return sample
+            samples.append(sample)
         shapes = {tuple(image.shape): None for image, _ in samples}
         if len(shapes) > 1:
             first, second = ("x".join(str(n) for n in shape) for shape in list(shapes)[:2])
-            raise DatasetError(
+            return DatasetError(
                 f"{printable(self._name)} holds images of their own sizes ({first}, {second}); pass cut=..., e.g. "
                 "torchvision's RandomResizedCrop(224), or give the dataset a transform that brings them to one size."
             )

@@ -12,7 +12,7 @@ import torch
 from fastload.recycling import Blocks, take
 from fastload.stores import Served, Wanted
 from fastload.stores.joining import join
-from fastload.stores.readahead import read_ahead
+from fastload.stores.readahead import is_told, read_ahead
 from fastload.stores.tensors import batch_memory
 
 
@@ -47,11 +47,12 @@ class MappedStore:
         self._shifts = shifts
         self._in_place = in_place and self._samples is not None
         self._pinned = pinned
+        self._told = all(is_told(file) for file, _ in places)
         self._blocks = Blocks()
 
     def serve(self, steps: Iterator[Wanted]) -> Generator[Served, None, None]:
         """See Store."""
-        for wanted in read_ahead(steps, self._shards, self._first_rows):
+        for wanted in read_ahead(steps, self._shards, self._first_rows, told=self._told):
             if self._in_place and self._samples is not None:
                 yield Served(wanted=wanted, samples=self._samples, rows=self._rows(wanted.ids))
             else:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +33,7 @@ _PAGE = mmap.PAGESIZE
 
 
 def read_ahead(
-    steps: Iterator[Wanted], shards: Sequence[torch.Tensor], first_rows: np.ndarray[Any, Any]
+    steps: Iterator[Wanted], shards: Sequence[torch.Tensor], first_rows: np.ndarray[Any, Any], *, told: bool = True
 ) -> Iterator[Wanted]:
     """Yield the steps as they come, while the rows of later ones are on their way into the page cache.
 
@@ -39,6 +41,7 @@ def read_ahead(
         steps: of a pass.
         shards: backed by their files.
         first_rows: the sample id of each shard's first row.
+        told: the system says what of the files is in RAM; else everything is asked for.
     """
     waiting: deque[Wanted] = deque()
     first = next(steps, None)
@@ -53,7 +56,7 @@ def read_ahead(
             if window:
                 ids = np.unique(np.concatenate([w.ids.numpy() for w in window]))
                 probed = row_ranges(ids[:: max(1, len(ids) // NUM_PROBES)], shards, first_rows)
-                if sum(map(cached_share, probed)) < CACHED_SHARE * len(probed):
+                if not told or sum(map(cached_share, probed)) < CACHED_SHARE * len(probed):
                     will_need(row_ranges(ids, shards, first_rows))
             waiting.extend(window)
         if not waiting:
@@ -81,6 +84,14 @@ def row_ranges(
         else:
             ranges.append((low, high - low))
     return ranges
+
+
+def is_told(file: Path) -> bool:
+    """Return whether the system says what of a file is in RAM: of another's, Linux calls every page resident."""
+    try:
+        return os.access(file, os.W_OK) or file.stat().st_uid == os.geteuid()
+    except OSError:
+        return False
 
 
 def cached_share(pages: tuple[int, int]) -> float:

@@ -10,6 +10,7 @@ import math
 import mmap
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,8 @@ def _shared_memory(num_bytes: int, mates: dict[int, int]) -> Any:
             if leader_pid != os.getpid():
                 descriptor = os.open(f"/proc/{leader_pid}/fd/{number}", os.O_RDWR)
             mapping = mmap.mmap(descriptor, num_bytes)
-            mapping.madvise(mmap.MADV_HUGEPAGE)
+            with suppress(OSError):  # a hint, which a kernel without large pages refuses
+                mapping.madvise(mmap.MADV_HUGEPAGE)
             memory = np.frombuffer(mapping, np.uint8)
         except (OSError, ValueError) as e:
             failure = str(e)
