@@ -250,10 +250,10 @@ def close(output: Output, manifest: Manifest, samples: Iterable[tuple[object, ..
     folder = output.folder
     file = folder / SAMPLES_NAME
     try:
-        _write_table(file, ("split", "shard", "row", "label", "path"), samples)
+        write_table(file, ("split", "shard", "row", "label", "path"), samples)
         if manifest.skipped:
             file = folder / BAD_NAME
-            _write_table(file, ("path", "reason"), ((s["path"], s["reason"]) for s in manifest.skipped))
+            write_table(file, ("path", "reason"), ((s["path"], s["reason"]) for s in manifest.skipped))
         (folder / PLAN_NAME).unlink(missing_ok=True)
         file = folder / MANIFEST_NAME
         write_text(file, manifest.to_json())
@@ -324,7 +324,9 @@ def _other_plan(folder: Place) -> DatasetError:
     )
 
 
-def _write_table(file: Place, head: Sequence[str], rows: Iterable[tuple[object, ...]]) -> None:
+def write_table(file: Place, head: Sequence[str], rows: Iterable[tuple[object, ...]]) -> None:
+    """Write a table as CSV, whole or not at all; OSError where it cannot be written."""
+
     def lines() -> Iterator[bytes]:
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")

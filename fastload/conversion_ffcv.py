@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fastload import __version__
-from fastload.conversion import OnBad, checked_workers, listed, progress_bar
+from fastload.conversion import OnBad, checked_workers, listed, progress_bar, write_table
 from fastload.decode import MAX_PIXELS, decode_whole
-from fastload.errors import ConfigError, DatasetError, DecodeError, printable
+from fastload.errors import ConfigError, DatasetError, DecodeError, SourceError, printable
 from fastload.formats.ffcv import Mode, write_beton
+from fastload.formats.manifest import BAD_NAME
+from fastload.formats.shardfile import unwritten
 from fastload.places import Place, as_place
-from fastload.records import Record, Source
+from fastload.records import SPLITS, Record, Source
 from fastload.urls import Url
 
 
@@ -33,7 +36,7 @@ def convert_to_ffcv(
     workers: int | None = None,
     progress: bool = False,
 ) -> Path:
-    """Write `OUT/SPLIT.beton` and `OUT/SPLIT.json` for every split of a source.
+    """Write `OUT/SPLIT.beton` and `OUT/SPLIT.json` for every split of a source; what is left out is in `OUT/bad.csv`.
 
     Images keep their own sizes. A split that already stands there whole is kept: the same command again
     finishes a run that was stopped.
@@ -71,9 +74,11 @@ def convert_to_ffcv(
             raise DatasetError(f"{printable(out)} exists; pass another output path, or delete it first.")
         todo = {name: records for name, records in todo.items() if name not in whole}
     try:
+        bad = {name: _bad(found, todo[name], max_pixels) if on_bad == "skip" else [] for name in todo}
+        _list_bad(out, [*skipped_in(out), *(entry for entries in bad.values() for entry in entries)])
         for name, records in todo.items():
-            if on_bad == "skip":
-                records = [r for r in records if _reason(found, r, max_pixels) is None]
+            left_out = {entry["path"] for entry in bad[name]}
+            records = [r for r in records if r.path not in left_out]
 
             def sample(index: int, records: list[Record] = records) -> tuple[npt.NDArray[np.uint8], int]:
                 return _read_whole(found, records[index], max_pixels), records[index].label
@@ -82,13 +87,57 @@ def convert_to_ffcv(
             with progress_bar(name, len(records), progress) as advance:
                 write_beton(
                     out / f"{name}.beton", len(records), sample, classes=found.classes, mode=mode, quality=quality,
-                    max_resolution=max_resolution, workers=workers, info=info,
+                    max_resolution=max_resolution, workers=workers, info=info | {"skipped": bad[name]},
                     advance=advance,
                 )  # fmt: skip
     finally:
+        if not any(out.glob("*.beton")):
+            (out / BAD_NAME).unlink(missing_ok=True)
         if not any(out.iterdir()):
             out.rmdir()
     return out
+
+
+def skipped_in(folder: Path) -> list[dict[str, str]]:
+    """Return path and reason of every image that the whole splits in `folder` leave out.
+
+    Raises:
+        DatasetError: the JSON of a split cannot be read.
+    """
+    return [entry for split in SPLITS for entry in _info(folder / f"{split}.json").get("skipped", ())]
+
+
+def _info(file: Path) -> dict[str, Any]:
+    """Return what the JSON of a split says of its conversion; nothing where there is none."""
+    try:
+        info: dict[str, Any] = json.loads(file.read_bytes())["info"]
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise DatasetError(f"{printable(file)} cannot be read ({printable(e)}); delete it and convert again.") from e
+    return info
+
+
+def _list_bad(folder: Path, entries: list[dict[str, str]]) -> None:
+    """Write `bad.csv`, before the betons: no whole beton is without the list of what it leaves out."""
+    file = folder / BAD_NAME
+    try:
+        if entries:
+            write_table(file, ("path", "reason"), ((e["path"], e["reason"]) for e in entries))
+        else:
+            file.unlink(missing_ok=True)
+    except OSError as e:
+        raise unwritten(file, e) from e
+
+
+def _bad(source: Source, records: list[Record], max_pixels: int) -> list[dict[str, str]]:
+    """Return path and reason of the images that cannot be read; SourceError where none of a split can."""
+    reasons = ((r.path, _reason(source, r, max_pixels)) for r in records)
+    bad = [{"path": path, "reason": reason} for path, reason in reasons if reason is not None]
+    if len(bad) == len(records):
+        first = f"{printable(bad[0]['path'])}: {printable(bad[0]['reason'])}"
+        raise SourceError(f"none of the {len(bad):,} images of {records[0].split} could be read (first: {first}).")
+    return bad
 
 
 def _read_whole(source: Source, record: Record, max_pixels: int) -> npt.NDArray[np.uint8]:

@@ -14,9 +14,7 @@ import pytest
 from PIL import Image
 
 from fastload import Loader, conversion, convert, open_dataset
-from fastload.conversion_ffcv import convert_to_ffcv
 from fastload.errors import ConfigError, DatasetError, DecodeError, SourceError
-from fastload.formats.ffcv import open_beton
 from fastload.output import Output
 from fastload.sources import detect
 from tests.conftest import SHARED, convert_small, launch, write_folder, write_image
@@ -324,29 +322,3 @@ def test_grey_images_have_one_channel(tmp_path: Path) -> None:
     images, labels = next(iter(Loader(opened, 64, shuffle=False)))
     assert images.shape == (64, 1, 28, 28)
     assert labels[:5].tolist() == [7, 2, 1, 0, 4]  # the digits that everybody knows
-
-
-def test_betons_of_a_folder(folder: Path, tmp_path: Path) -> None:
-    pytest.importorskip("ffcv")
-    (folder / "train" / "bee" / "001.jpg").write_bytes(b"x")
-    with pytest.raises(DecodeError, match=r"train/bee/001\.jpg"):
-        convert_to_ffcv(folder, tmp_path / "stopped")
-    assert not (tmp_path / "stopped").exists()
-    for options in ({"workers": 0}, {"on_bad": "ignore"}):
-        with pytest.raises(ConfigError):
-            convert_to_ffcv(folder, tmp_path / "stopped", **options)  # type: ignore[arg-type]
-    out = convert_to_ffcv(folder, tmp_path / "out", on_bad="skip", max_resolution=30)
-    train, valid = open_beton(out / "train.beton"), open_beton(out / "valid.beton")
-    assert (len(train), len(valid)) == (12, 7)
-    assert train.classes == ("ant", "bee", "wasp")
-    image, label = valid[0]
-    assert (tuple(image.shape), label) == ((19, 30, 3), 0)
-    with pytest.raises(DatasetError, match="exists"):
-        convert_to_ffcv(folder, out)
-    # A split that is missing is written anew, the other one is kept.
-    before = (out / "train.beton").stat().st_mtime_ns
-    for file in out.glob("valid.*"):
-        file.unlink()
-    convert_to_ffcv(folder, out, on_bad="skip", max_resolution=30)
-    assert (out / "train.beton").stat().st_mtime_ns == before
-    assert len(open_beton(out / "valid.beton")) == 7
