@@ -74,6 +74,13 @@ class Filler:
         self._told = struct.Struct(f"<q{2 * plan.image_shape[2]}Q{_REASON_BYTES}s")
 
     def __enter__(self) -> Filler:
+        plan = self.plan
+        try:  # before the pool forks
+            todo = (number for number in self.numbers if finished_shard(plan, number, self.folder) is None)
+            plan.source.prepare(record for number in todo for record in plan.shards[number].records)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *error: object) -> None:
