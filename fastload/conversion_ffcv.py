@@ -14,6 +14,7 @@ from fastload import __version__
 from fastload.conversion import OnBad, checked_workers, listed, progress_bar, write_table
 from fastload.decode import MAX_PIXELS, decode_whole
 from fastload.errors import ConfigError, DatasetError, DecodeError, SourceError, printable
+from fastload.filling import reason_to_skip
 from fastload.formats.ffcv import Mode, write_beton
 from fastload.formats.manifest import BAD_NAME
 from fastload.formats.shardfile import unwritten
@@ -149,5 +150,5 @@ def _reason(source: Source, record: Record, max_pixels: int) -> str | None:
     try:
         _read_whole(source, record, max_pixels)
     except DecodeError as e:
-        return e.reason
+        return reason_to_skip(e)
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import struct
@@ -28,6 +29,17 @@ from fastload.urls import Url
 # What the pool tells of each row: the length of a reason, which is 0 where the image is good, the moments,
 # and the reason itself, cut to a fixed length since every row has the same number of bytes.
 _REASON_BYTES = 240
+# What is wrong with a file, whoever reads it and however often. All other numbers are of the machine.
+_OF_FILES = {
+    None,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+}
 
 
 def read_image(source: Source, record: Record, plan: Plan) -> npt.NDArray[np.uint8]:
@@ -42,6 +54,20 @@ def read_image(source: Source, record: Record, plan: Plan) -> npt.NDArray[np.uin
             content, record.path, size=s.size, fit=s.fit, max_pixels=s.max_pixels, num_channels=source.num_channels
         )
     return fit_pixels(content, size=s.size, fit=s.fit, num_channels=source.num_channels)
+
+
+def reason_to_skip(error: DecodeError) -> str:
+    """Return why an image is left out.
+
+    Raises:
+        DecodeError: it may be a good one: memory, disk or network failed, so that the next run may read it.
+    """
+    cause = error.__cause__
+    # What Pillow finds damaged is an OSError, too, without a number.
+    if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno not in _OF_FILES):
+        reason = f"{error.reason}; that is no bad image, so it is not skipped: run the same command again"
+        raise DecodeError(error.path, reason) from cause
+    return error.reason
 
 
 class Filler:
@@ -110,7 +136,7 @@ class Filler:
         """Decode one sample into its row; return what is to be told of it.
 
         Raises:
-            DecodeError: it is bad, where these are not skipped.
+            DecodeError: it is bad, where these are not skipped; or this machine could not read it.
             DatasetError: the disk is full.
         """
         plan, shard = self.plan, self.plan.shards[number]
@@ -119,7 +145,7 @@ class Filler:
         except DecodeError as e:
             if not self.skip_bad:
                 raise
-            reason = e.reason.encode("utf-8", "replace")[:_REASON_BYTES]
+            reason = reason_to_skip(e).encode("utf-8", "replace")[:_REASON_BYTES]
             return self._told.pack(len(reason), *(0,) * 2 * plan.image_shape[2], reason)
         try:
             self._rows(number).write(self._descriptor(number), row, image_HWC)

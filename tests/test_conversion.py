@@ -1,4 +1,5 @@
 import csv
+import errno
 import gzip
 import json
 import os
@@ -6,14 +7,17 @@ import resource
 import stat
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from fastload import Loader, conversion, convert, open_dataset
+from fastload import Loader, conversion, convert, decode, open_dataset
+from fastload.conversion_ffcv import convert_to_ffcv
 from fastload.errors import ConfigError, DatasetError, DecodeError, SourceError
 from fastload.output import Output
 from fastload.sources import detect
@@ -291,6 +295,36 @@ def test_nothing_but_bad_images_is_no_dataset(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="none of the 2 images"):
         convert(tmp_path / "bad", tmp_path / "out", size=8, on_bad="skip")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("format", ["resident", "ffcv"])
+def test_the_machines_troubles_are_no_bad_images(folder: Path, tmp_path: Path, format: str) -> None:
+    if format == "ffcv":
+        pytest.importorskip("ffcv")
+    to = {"resident": partial(convert, size=8), "ffcv": convert_to_ffcv}[format]
+    source = detect(folder)
+    (folder / "train" / "ant" / "000.jpg").unlink()
+    (folder / "train" / "ant" / "001.jpg").write_bytes((folder / "train" / "ant" / "001.jpg").read_bytes()[:-99])
+    real = decode.decode_whole if format == "ffcv" else decode.decode
+
+    def short(data: bytes, path: str, **options: Any) -> Any:
+        if path == "valid/bee/001.jpg":
+            raise DecodeError(path, "not enough memory") from MemoryError()
+        return real(data, path, **options)
+
+    def broken(root: Path, path: str) -> bytes:
+        if path == "valid/bee/001.jpg":
+            raise OSError(errno.EIO, "Input/output error")
+        return (root / path).read_bytes()
+
+    room = f"fastload.{'conversion_ffcv' if format == 'ffcv' else 'filling'}.{real.__name__}"
+    for patched in (mock.patch("fastload.records.read_bytes", broken), mock.patch(room, short)):
+        with patched, pytest.raises(DecodeError, match=r"valid/bee/001\.jpg: .*no bad image.*same command"):
+            to(source, tmp_path / "out", on_bad="skip")
+    out = to(source, tmp_path / "out", on_bad="skip")
+    assert [line.split(",")[0] for line in (out / "bad.csv").read_text().splitlines()] == [
+        "path", "train/ant/000.jpg", "train/ant/001.jpg"
+    ]  # fmt: skip
 
 
 # --- other layouts, the whole way ---
