@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,7 +41,7 @@ def convert_to_ffcv(
     """Write `OUT/SPLIT.beton` and `OUT/SPLIT.json` for every split of a source; what is left out is in `OUT/bad.csv`.
 
     Images keep their own sizes. A split that already stands there whole is kept: the same command again
-    finishes a run that was stopped.
+    finishes a run that was stopped. One of another source, or with other options, is refused.
 
     Args:
         source: as `fastload.convert`.
@@ -70,8 +71,10 @@ def convert_to_ffcv(
     except OSError as e:
         raise DatasetError(f"{printable(out)} cannot be made ({e.strerror}); pass another output path.") from e
     todo = {name: [r for r in found.records if r.split == name] for name in found.counts()}
-    if whole := [name for name in todo if (out / f"{name}.json").exists()]:
-        if len(whole) == len(todo):
+    parts = (found.digest(), mode, quality, max_resolution, max_pixels)
+    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    if whole := _whole_splits(out, digest, on_bad):
+        if whole >= todo.keys():
             raise DatasetError(f"{printable(out)} exists; pass another output path, or delete it first.")
         todo = {name: records for name, records in todo.items() if name not in whole}
     try:
@@ -84,12 +87,12 @@ def convert_to_ffcv(
             def sample(index: int, records: list[Record] = records) -> tuple[npt.NDArray[np.uint8], int]:
                 return _read_whole(found, records[index], max_pixels), records[index].label
 
-            info: dict[str, Any] = {"source": found.name, "layout": found.layout, "fastload": __version__}
+            info: dict[str, Any] = {"source": found.name, "layout": found.layout, "fastload": __version__,
+                                    "plan": digest, "skipped": bad[name]}  # fmt: skip
             with progress_bar(name, len(records), progress) as advance:
                 write_beton(
                     out / f"{name}.beton", len(records), sample, classes=found.classes, mode=mode, quality=quality,
-                    max_resolution=max_resolution, workers=workers, info=info | {"skipped": bad[name]},
-                    advance=advance,
+                    max_resolution=max_resolution, workers=workers, info=info, advance=advance,
                 )  # fmt: skip
     finally:
         if not any(out.glob("*.beton")):
@@ -108,15 +111,37 @@ def skipped_in(folder: Path) -> list[dict[str, str]]:
     return [entry for split in SPLITS for entry in _info(folder / f"{split}.json").get("skipped", ())]
 
 
+def _whole_splits(folder: Path, digest: str, on_bad: OnBad) -> set[str]:
+    """Return the splits that stand there whole; DatasetError where one is of another conversion than this one."""
+    whole = set()
+    for file in (folder / f"{split}.json" for split in SPLITS):
+        if not file.exists():
+            continue
+        whole.add(file.stem)
+        info = _info(file)
+        if info.get("plan") != digest:
+            raise DatasetError(
+                f"{printable(file)} is of a conversion with another source or other options; "
+                "pass another output path, or delete that folder."
+            )
+        if info["skipped"] and on_bad == "stop":
+            raise DatasetError(
+                f"{printable(file)} names {len(info['skipped']):,} bad images that were left out (first: "
+                f"{printable(info['skipped'][0]['path'])}); pass --on-bad skip again, or delete that split's files."
+            )
+    return whole
+
+
 def _info(file: Path) -> dict[str, Any]:
-    """Return what the JSON of a split says of its conversion; nothing where there is none."""
+    """Return what the JSON of a split says of its conversion; nothing where there is none, or none of ours."""
     try:
-        info: dict[str, Any] = json.loads(file.read_bytes())["info"]
-    except FileNotFoundError:
+        info = json.loads(file.read_bytes())["info"]
+        own = isinstance(info["plan"], str) and all(e["path"] and e["reason"] for e in info["skipped"])
+    except (FileNotFoundError, KeyError, TypeError):
         return {}
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError) as e:
         raise DatasetError(f"{printable(file)} cannot be read ({printable(e)}); delete it and convert again.") from e
-    return info
+    return info if own else {}
 
 
 def _list_bad(folder: Path, entries: list[dict[str, str]]) -> None:

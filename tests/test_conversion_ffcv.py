@@ -64,3 +64,20 @@ def test_what_is_left_out_is_said(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"none of the 7 images of valid could be read \(first: valid/ant/000\.jpg"):
         convert_to_ffcv(folder, tmp_path / "none", on_bad="skip")
     assert not (tmp_path / "none").exists()
+
+
+def test_two_conversions_are_not_mixed(folder: Path, tmp_path: Path) -> None:
+    (folder / "valid" / "bee" / "000.jpg").write_bytes(b"")
+    again = {"on_bad": "skip", "max_resolution": 8}
+    out = convert_to_ffcv(folder, tmp_path / "out", **again)  # type: ignore[arg-type]
+    for file in out.glob("train.*"):
+        file.unlink()
+    for other in ({"max_resolution": 9}, {"mode": "jpg"}, {"max_pixels": 10**6}):
+        with pytest.raises(DatasetError, match=r"valid\.json is of a conversion with .* other options"):
+            convert_to_ffcv(folder, out, **again | other)  # type: ignore[arg-type]
+    with pytest.raises(DatasetError, match=r"names 1 bad images .*first: valid/bee/000\.jpg"):
+        convert_to_ffcv(folder, out, max_resolution=8)
+    (folder / "train" / "bee" / "002.jpg").rename(folder / "train" / "ant" / "new.jpg")
+    with pytest.raises(DatasetError, match=r"valid\.json is of a conversion with another source"):
+        convert_to_ffcv(folder, out, **again)  # type: ignore[arg-type]
+    assert {file.name for file in out.iterdir()} == {"bad.csv", "valid.beton", "valid.json"}
