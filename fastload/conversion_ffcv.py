@@ -59,24 +59,21 @@ def convert_to_ffcv(
         ConfigError: an option cannot be right, or ffcv is not installed.
         SourceError, DecodeError, DatasetError: as `fastload.convert`.
     """
-    out = as_place(out)
-    if isinstance(out, Url):
-        raise ConfigError(f"{printable(out)} is a URL, and ffcv writes local files; pass a path.")
+    out = _local(as_place(out))
     workers = checked_workers(on_bad, workers)
     found = listed(source, split, seed)
     if found.num_channels != 3:
         raise ConfigError(f"{printable(found.name)} holds grey images, which ffcv cannot store; use --format resident.")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise DatasetError(f"{printable(out)} cannot be made ({e.strerror}); pass another output path.") from e
+    _make(out)
     todo = {name: [r for r in found.records if r.split == name] for name in found.counts()}
-    parts = (found.digest(), mode, quality, max_resolution, max_pixels)
-    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-    if whole := _whole_splits(out, digest, on_bad):
-        if whole >= todo.keys():
-            raise DatasetError(f"{printable(out)} exists; pass another output path, or delete it first.")
-        todo = {name: records for name, records in todo.items() if name not in whole}
+    whole = [split for split in SPLITS if (out / f"{split}.json").exists()]
+    if todo.keys() <= set(whole):
+        raise DatasetError(f"{printable(out)} exists; pass another output path, or delete it first.")
+    digest = hashlib.sha256(
+        json.dumps([found.digest(), mode, quality, max_resolution, max_pixels]).encode()
+    ).hexdigest()
+    _refuse_other([out / f"{split}.json" for split in whole], digest, on_bad)
+    todo = {name: records for name, records in todo.items() if name not in whole}
     try:
         bad = {name: _bad(found, todo[name], max_pixels) if on_bad == "skip" else [] for name in todo}
         _list_bad(out, [*skipped_in(out), *(entry for entries in bad.values() for entry in entries)])
@@ -111,13 +108,22 @@ def skipped_in(folder: Path) -> list[dict[str, str]]:
     return [entry for split in SPLITS for entry in _info(folder / f"{split}.json").get("skipped", ())]
 
 
-def _whole_splits(folder: Path, digest: str, on_bad: OnBad) -> set[str]:
-    """Return the splits that stand there whole; DatasetError where one is of another conversion than this one."""
-    whole = set()
-    for file in (folder / f"{split}.json" for split in SPLITS):
-        if not file.exists():
-            continue
-        whole.add(file.stem)
+def _local(out: Place) -> Path:
+    if isinstance(out, Url):
+        raise ConfigError(f"{printable(out)} is a URL, and ffcv writes local files; pass a path.")
+    return out
+
+
+def _make(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise DatasetError(f"{printable(out)} cannot be made ({e.strerror}); pass another output path.") from e
+
+
+def _refuse_other(files: list[Path], digest: str, on_bad: OnBad) -> None:
+    """Raise DatasetError where the JSON of a split that stands there is of another conversion than this one."""
+    for file in files:
         info = _info(file)
         if info.get("plan") != digest:
             raise DatasetError(
@@ -129,7 +135,6 @@ def _whole_splits(folder: Path, digest: str, on_bad: OnBad) -> set[str]:
                 f"{printable(file)} names {len(info['skipped']):,} bad images that were left out (first: "
                 f"{printable(info['skipped'][0]['path'])}); pass --on-bad skip again, or delete that split's files."
             )
-    return whole
 
 
 def _info(file: Path) -> dict[str, Any]:
