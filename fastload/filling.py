@@ -102,7 +102,7 @@ class Filler:
     def __enter__(self) -> Filler:
         plan = self.plan
         try:  # before the pool forks
-            todo = (number for number in self.numbers if finished_shard(plan, number, self.folder) is None)
+            todo = (number for number in self.numbers if not self.is_done(number))
             plan.source.prepare(record for number in todo for record in plan.shards[number].records)
         except BaseException:
             self.__exit__()
@@ -113,6 +113,12 @@ class Filler:
         for descriptor in self._memory:
             os.close(descriptor)
         self._memory = []
+
+    def is_done(self, number: int) -> bool:
+        """Tell whether a shard stands there whole, as this run would write it."""
+        metadata = finished_shard(self.plan, number, self.folder)
+        # What an earlier run has skipped, this one must stop at, unless it was mended since: only reading it tells.
+        return metadata is not None and (self.skip_bad or not metadata["skipped"])
 
     def path(self, number: int, row: int) -> str:
         """Return the path of one sample."""
@@ -264,10 +270,7 @@ def convert_shards(filler: Filler, pool: Pool, advance: Callable[[int], object])
     ):
         for number in filler.numbers:
             shard, slot = plan.shards[number], filler.slots[number]
-            if (metadata := finished_shard(plan, number, filler.folder)) is not None:
-                # An earlier run may have skipped what this one must stop at.
-                for bad in metadata["skipped"] if not filler.skip_bad else ():
-                    raise DecodeError(bad["path"], bad["reason"])
+            if filler.is_done(number):
                 advance(len(shard.records))
                 continue
             finish(slot)

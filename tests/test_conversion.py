@@ -286,6 +286,10 @@ def test_what_one_run_skipped_stops_the_next(folder: Path, tmp_path: Path) -> No
         convert(folder, tmp_path / "out", size=20, on_bad="skip")
     with pytest.raises(DecodeError, match="001"):
         convert_small(folder, tmp_path / "out", conversion)
+    for split in ("train", "valid"):  # mended
+        write_image(folder / split / "bee" / "001.jpg", 1)
+    out = convert_small(folder, tmp_path / "out", conversion)
+    assert contents(out) == contents(convert_small(folder, tmp_path / "again", conversion))
 
 
 def test_nothing_but_bad_images_is_no_dataset(tmp_path: Path) -> None:
