@@ -146,6 +146,9 @@ def merge(out: str | Place, *, progress: bool = False) -> Place:
             "--task 1/N` first."
         )
     with output.held() as folder:
+        if (folder / MANIFEST_NAME).exists() and not (folder / PLAN_NAME).exists():
+            output.publish()  # a run that was stopped had done all but that
+            return output.path
         plan = read_plan(folder / PLAN_NAME)
         found = finished_shards(plan, folder)
         missing = [number for number, metadata in enumerate(found) if metadata is None]
@@ -254,9 +257,10 @@ def close(output: Output, manifest: Manifest, samples: Iterable[tuple[object, ..
         if manifest.skipped:
             file = folder / BAD_NAME
             write_table(file, ("path", "reason"), ((s["path"], s["reason"]) for s in manifest.skipped))
-        (folder / PLAN_NAME).unlink(missing_ok=True)
         file = folder / MANIFEST_NAME
         write_text(file, manifest.to_json())
+        file = folder / PLAN_NAME  # not before: without it, and without a manifest, `merge` could not go on
+        file.unlink(missing_ok=True)
     except OSError as e:
         raise unwritten(file, e) from e
     output.publish()

@@ -1,5 +1,6 @@
 """Conversion in pieces: tasks and merge, the lock they share, Dask, the Slurm script."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -38,6 +39,18 @@ def test_tasks_and_merge_give_the_bytes_of_one_run(
     assert merge(out) == out
     assert contents(out) == expected
     assert not (tmp_path / "out.fastload.partial").exists()
+
+
+@pytest.mark.parametrize("room", ["write_text", "Output.publish", "Path.unlink"])
+def test_a_merge_that_was_stopped_is_finished_by_the_same_command(folder: Path, tmp_path: Path, room: str) -> None:
+    convert(folder, tmp_path / "out", size=8, task="1/1")
+    with (
+        mock.patch(f"fastload.conversion.{room}", side_effect=OSError(errno.ENOSPC, "No space left on device")),
+        pytest.raises((DatasetError, OSError), match="No space left"),
+    ):
+        merge(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert contents(merge(tmp_path / "out")) == contents(convert(folder, tmp_path / "expected", size=8))
 
 
 def test_skipped_images_of_several_tasks(folder: Path, tmp_path: Path, small_shards: object) -> None:
