@@ -8,6 +8,7 @@ import json
 import socket
 import struct
 import sys
+import tarfile
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from fastload.records import Source
 from fastload.sources import cut_splits, describe, detect
 from fastload.sources.parquet import ParquetReader
 from tests.conftest import write_image
+from tests.sources_help import add
 
 
 def labels(source: Source) -> dict[str, str | None]:
@@ -300,3 +302,21 @@ def test_the_hub_is_not_asked_unless_told(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceError, match="cannot be loaded"):
         detect(f"hf:{tmp_path / 'empty'}")
+
+
+def test_readers_that_are_sent_elsewhere_find_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_parquet(tmp_path / "rows" / "x.parquet", [(7, 1)])
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        add(tar, "1.jpg", b"one")
+        add(tar, "1.cls", b"4")
+    write_image(tmp_path / "images" / "bee" / "1.jpg", 1)
+    jpeg = (tmp_path / "images" / "bee" / "1.jpg").read_bytes()
+    monkeypatch.chdir(tmp_path)
+    sources = {
+        encoded(7): detect("rows"), b"one": detect("x.tar"), jpeg: detect("torchvision:ImageFolder", root="images"),
+    }  # fmt: skip
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for content, source in sources.items():
+        sent = ForkingPickler.loads(ForkingPickler.dumps(source))
+        assert sent.read(sent.records[0]) == content

@@ -67,7 +67,7 @@ def read_parquet(path: Place, *, label_column: str | None = None) -> Source:
         classes, records = columns.classes, from_numbers(found, columns.classes, str(path))
     else:
         classes, records = from_texts((s, p, None if v is None else str(v).strip() or None) for s, p, v in found)
-    reader = ParquetReader(root, columns.image)
+    reader = ParquetReader(root.absolute(), columns.image)  # a worker of a cluster has another working folder
     return Source(root=root, layout="parquet", classes=classes, records=records, name=path.stem, reader=reader)
 
 

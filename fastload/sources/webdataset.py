@@ -57,7 +57,9 @@ def read_webdataset(spec: str) -> Source:
         raise SourceError(f"{printable(spec)}: {len(tars):,} tars, and no images in them; expected KEY.jpg, KEY.cls.")
     classes, records = from_texts(found)
     paths = sorted(places)
-    reader = TarReader(root=root, tars=tars, paths=paths, places=np.array([places[p] for p in paths], np.int64))
+    # Absolute: a worker of a cluster has another working folder.
+    reader = TarReader(root=root.absolute(), tars=tars, paths=paths,
+                       places=np.array([places[p] for p in paths], np.int64))  # fmt: skip
     return Source(root=root, layout="webdataset", classes=classes, records=records, num_ignored=num_ignored,
                   name=root.resolve().name, reader=reader)  # fmt: skip
 
