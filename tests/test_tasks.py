@@ -269,3 +269,18 @@ def test_a_dask_scheduler_that_is_not_there(folder: Path, tmp_path: Path, monkey
     with pytest.raises(ConfigError, match="one of them"):
         convert(folder, tmp_path / "out", size=8, dask=address, task="1/2")
     assert not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.processes
+@pytest.mark.filterwarnings("default")
+def test_a_dask_scheduler_without_workers(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr("fastload.conversion_dask.CONNECT_SECONDS", 1)
+    with (
+        distributed.LocalCluster(
+            n_workers=0, processes=False, dashboard_address=None, protocol="tcp", silence_logs="CRITICAL"
+        ) as idle,
+        pytest.raises(ConfigError, match="has no workers; start some"),
+    ):
+        convert(folder, tmp_path / "out", size=8, dask=idle.scheduler_address)
+    assert not (tmp_path / "out.partial").exists()
