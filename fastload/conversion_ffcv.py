@@ -69,9 +69,7 @@ def convert_to_ffcv(
     whole = [split for split in SPLITS if (out / f"{split}.json").exists()]
     if todo.keys() <= set(whole):
         raise DatasetError(f"{printable(out)} exists; pass another output path, or delete it first.")
-    digest = hashlib.sha256(
-        json.dumps([found.digest(), mode, quality, max_resolution, max_pixels]).encode()
-    ).hexdigest()
+    digest = _digest(found, mode, quality, max_resolution, max_pixels)
     _refuse_other([out / f"{split}.json" for split in whole], digest, on_bad)
     todo = {name: records for name, records in todo.items() if name not in whole}
     try:
@@ -106,6 +104,11 @@ def skipped_in(folder: Path) -> list[dict[str, str]]:
         DatasetError: the JSON of a split cannot be read.
     """
     return [entry for split in SPLITS for entry in _info(folder / f"{split}.json").get("skipped", ())]
+
+
+def _digest(source: Source, *options: object) -> str:
+    """Return SHA-256 (hex) of what decides the betons."""
+    return hashlib.sha256(json.dumps([source.digest(), *options]).encode()).hexdigest()
 
 
 def _local(out: Place) -> Path:
