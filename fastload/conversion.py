@@ -335,7 +335,13 @@ def write_table(file: Place, head: Sequence[str], rows: Iterable[tuple[object, .
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         for row in itertools.chain([head], rows):
-            table.writerow(row)
+            # Python before 3.13 quotes no carriage return, unless it is in what ends a line.
+            if any("\r" in cell for cell in row if isinstance(cell, str)):
+                quoted = io.StringIO(newline="")
+                csv.writer(quoted).writerow(row)
+                text.write(quoted.getvalue().removesuffix("\r\n") + "\n")
+            else:
+                table.writerow(row)
             if text.tell() >= 1 << 20:
                 yield _taken(text)
         yield _taken(text)
