@@ -25,7 +25,7 @@ from fastload.formats.manifest import BAD_NAME, MANIFEST_NAME, SAMPLES_NAME, Fie
 from fastload.formats.resident import read_shard_metadata, sha256_of
 from fastload.formats.shardfile import unwritten
 from fastload.output import Output
-from fastload.places import Place, as_place, files_in, num_bytes_of
+from fastload.places import Place, as_place, exists, files_in, num_bytes_of
 from fastload.plan import PLAN_NAME, SHARD_BYTES, Plan, PlannedShard, Settings, is_plan_of, read_plan
 from fastload.pool import open_pool
 from fastload.records import Record, Source
@@ -140,7 +140,7 @@ def merge(out: str | Place, *, progress: bool = False) -> Place:
         SourceError: every image was bad.
     """
     output = free_output(str(out).removesuffix(".partial"))
-    if not output.folder.is_dir():
+    if not exists(output.folder, DatasetError) or not output.folder.is_dir():
         raise DatasetError(
             f"{printable(output.folder)}: no such folder; run `fastload convert ... {printable(output.path)} "
             "--task 1/N` first."
@@ -292,9 +292,10 @@ def default_output(source: str | Place | Source) -> Path:
 
     Raises:
         ConfigError: the source is no path.
+        SourceError: it cannot be looked at.
     """
     path = source.root if isinstance(source, Source) else as_place(source)
-    if isinstance(path, Url) or (not path.exists() and ":" in str(path)):
+    if isinstance(path, Url) or (not exists(path, SourceError) and ":" in str(path)):
         raise ConfigError(f"{printable(path)} is no path; name the dataset to write as well, e.g. data.fastload.")
     plain = Path(os.path.normpath(path))
     named = plain if plain.name not in ("", "..") else plain.absolute().resolve()
@@ -310,7 +311,7 @@ def _refuse_other_plan(folder: Place, plan: Plan) -> None:
 
 def _write_plan(plan: Plan, file: Place) -> None:
     """Write what `merge` needs, unless another task has; refuse another plan."""
-    if not file.exists():
+    if not exists(file, DatasetError):
         try:
             write_whole(file, (text.encode() for text in plan.to_json()))
         except BlockingIOError:

@@ -19,7 +19,7 @@ from fastload.filling import reason_to_skip
 from fastload.formats.ffcv import Mode, write_beton
 from fastload.formats.manifest import BAD_NAME
 from fastload.formats.shardfile import unwritten
-from fastload.places import Place, as_place
+from fastload.places import Place, as_place, exists
 from fastload.records import SPLITS, Record, Source
 from fastload.urls import Url
 
@@ -66,7 +66,7 @@ def convert_to_ffcv(
         raise ConfigError(f"{printable(found.name)} holds grey images, which ffcv cannot store; use --format resident.")
     _make(out)
     todo = {name: [r for r in found.records if r.split == name] for name in found.counts()}
-    whole = [split for split in SPLITS if (out / f"{split}.json").exists()]
+    whole = [split for split in SPLITS if exists(out / f"{split}.json", DatasetError)]
     if todo.keys() <= set(whole):
         raise DatasetError(f"{printable(out)} exists; pass another output path, or delete it first.")
     digest = _digest(found, mode, quality, max_resolution, max_pixels)

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from fastload.errors import SourceError
+from fastload import convert, open_dataset
+from fastload.conversion import merge
+from fastload.errors import DatasetError, SourceError
+from fastload.formats.manifest import read_manifest
 from fastload.records import Record, Source
 from fastload.sources import cut_splits, detect, remarks
 from tests.test_cli import fastload
@@ -159,3 +162,25 @@ def test_ids_without_a_header_keep_their_first_row(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text)
         source = detect(tmp_path / name, label_column="2")
         assert {r.path: source.classes[r.label] for r in source.records} == expected
+
+
+def test_paths_that_cannot_be_looked_at_are_one_sentence(tmp_path: Path) -> None:
+    root = add(tmp_path / "in", "a/1.jpg", "b/1.jpg")
+    long = tmp_path / ("x" * 300)
+    unseen = r"x cannot be looked at \(File name too long\); check the path"
+    for spec in (long, f"{long}.tar", f"{long}.csv"):
+        with pytest.raises(SourceError, match="cannot be looked at"):
+            detect(spec)
+    with pytest.raises(SourceError, match="cannot be looked at"):
+        detect(f"{long}{{0..1}}", layout="webdataset")
+    with pytest.raises(SourceError, match=unseen):
+        convert(long)
+    with pytest.raises(DatasetError, match=unseen):
+        convert(root, long, size=8)
+    with pytest.raises(DatasetError, match="cannot be looked at"):
+        merge(tmp_path / ("y" * 250))  # whose unfinished name is too long
+    with pytest.raises(DatasetError, match=unseen):
+        read_manifest(long)
+    for dataset, options in ((long, {}), (long, {"size": 8}), (long.with_suffix(".beton"), {})):
+        with pytest.raises(DatasetError, match="cannot be looked at"):
+            open_dataset(dataset, **options)

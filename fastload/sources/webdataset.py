@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastload.errors import ConfigError, DecodeError, SourceError, printable
-from fastload.places import Place, as_place, each
+from fastload.places import Place, as_place, each, exists
 from fastload.records import Record, Source
 from fastload.sources.labels import from_texts
 from fastload.sources.scan import has_image_suffix, walk
@@ -111,7 +111,7 @@ def find_tars(spec: str) -> tuple[Place, list[str]]:
     if is_url(spec) and "{" in "/".join(spec.split("/", 3)[:3]):
         raise ConfigError(f"{printable(spec)}: a pattern comes after the bucket or host; pass one of these.")
     path = as_place(spec)
-    if path.is_dir():
+    if exists(path, SourceError) and path.is_dir():
         return path, sorted(name for name, _ in walk(path) if name.endswith(".tar"))
     if path.is_file() or "{" not in spec:
         return path.parent, [path.name]
