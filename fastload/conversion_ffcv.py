@@ -176,7 +176,10 @@ def _bad(source: Source, records: list[Record], max_pixels: int) -> list[dict[st
 
 def _read_whole(source: Source, record: Record, max_pixels: int) -> npt.NDArray[np.uint8]:
     content = source.read(record)
-    return decode_whole(content, record.path, max_pixels=max_pixels) if isinstance(content, bytes) else content
+    if isinstance(content, bytes):
+        return decode_whole(content, record.path, max_pixels=max_pixels)
+    # Of a source with colours, single images may be grey.
+    return np.repeat(content, 3, axis=2) if content.shape[2] == 1 else content
 
 
 def _reason(source: Source, record: Record, max_pixels: int) -> str | None:

@@ -1,14 +1,18 @@
 """Folders as betons: what is written, kept, left out and refused."""
 
 import csv
+import errno
 import json
 from pathlib import Path
+from unittest import mock
 
+import numpy as np
 import pytest
 
 from fastload.conversion_ffcv import convert_to_ffcv, skipped_in
 from fastload.errors import ConfigError, DatasetError, DecodeError, SourceError
 from fastload.formats.ffcv import open_beton
+from fastload.records import Record, Source
 from tests.test_cli import fastload
 
 pytest.importorskip("ffcv")
@@ -81,3 +85,13 @@ def test_two_conversions_are_not_mixed(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"valid\.json is of a conversion with another source"):
         convert_to_ffcv(folder, out, **again)  # type: ignore[arg-type]
     assert {file.name for file in out.iterdir()} == {"bad.csv", "valid.beton", "valid.json"}
+
+
+def test_grey_pixels_among_colours_on_a_file_system_without_locks(tmp_path: Path) -> None:
+    pixels = [np.full((5, 7, channels), 9 + channels, np.uint8) for channels in (1, 3)]
+    records = tuple(Record(path=str(i), label=i, split="train") for i in range(2))
+    source = Source(root=tmp_path, layout="torchvision", classes=("a", "b"), records=records,
+                    reader=lambda record: pixels[int(record.path)])  # fmt: skip
+    with mock.patch("fcntl.flock", side_effect=OSError(errno.ENOLCK, "No locks available")):
+        opened = open_beton(convert_to_ffcv(source, tmp_path / "out") / "train.beton")
+    assert [(image.shape, image.unique().tolist()) for image, _ in opened] == [((5, 7, 3), [10]), ((5, 7, 3), [12])]
