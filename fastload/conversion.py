@@ -25,7 +25,7 @@ from fastload.formats.manifest import BAD_NAME, MANIFEST_NAME, SAMPLES_NAME, Fie
 from fastload.formats.resident import read_shard_metadata, sha256_of
 from fastload.formats.shardfile import unwritten
 from fastload.output import Output
-from fastload.places import Place, as_place, files_in, num_bytes_of
+from fastload.places import Place, as_place, exists, files_in, num_bytes_of
 from fastload.plan import PLAN_NAME, SHARD_BYTES, Plan, PlannedShard, Settings, is_plan_of, read_plan
 from fastload.pool import open_pool
 from fastload.records import Record, Source
@@ -140,12 +140,15 @@ def merge(out: str | Place, *, progress: bool = False) -> Place:
         SourceError: every image was bad.
     """
     output = free_output(str(out).removesuffix(".partial"))
-    if not output.folder.is_dir():
+    if not exists(output.folder, DatasetError) or not output.folder.is_dir():
         raise DatasetError(
             f"{printable(output.folder)}: no such folder; run `fastload convert ... {printable(output.path)} "
             "--task 1/N` first."
         )
     with output.held() as folder:
+        if (folder / MANIFEST_NAME).exists() and not (folder / PLAN_NAME).exists():
+            output.publish()  # a run that was stopped had done all but that
+            return output.path
         plan = read_plan(folder / PLAN_NAME)
         found = finished_shards(plan, folder)
         missing = [number for number, metadata in enumerate(found) if metadata is None]
@@ -250,13 +253,14 @@ def close(output: Output, manifest: Manifest, samples: Iterable[tuple[object, ..
     folder = output.folder
     file = folder / SAMPLES_NAME
     try:
-        _write_table(file, ("split", "shard", "row", "label", "path"), samples)
+        write_table(file, ("split", "shard", "row", "label", "path"), samples)
         if manifest.skipped:
             file = folder / BAD_NAME
-            _write_table(file, ("path", "reason"), ((s["path"], s["reason"]) for s in manifest.skipped))
-        (folder / PLAN_NAME).unlink(missing_ok=True)
+            write_table(file, ("path", "reason"), ((s["path"], s["reason"]) for s in manifest.skipped))
         file = folder / MANIFEST_NAME
         write_text(file, manifest.to_json())
+        file = folder / PLAN_NAME  # not before: without it, and without a manifest, `merge` could not go on
+        file.unlink(missing_ok=True)
     except OSError as e:
         raise unwritten(file, e) from e
     output.publish()
@@ -288,9 +292,10 @@ def default_output(source: str | Place | Source) -> Path:
 
     Raises:
         ConfigError: the source is no path.
+        SourceError: it cannot be looked at.
     """
     path = source.root if isinstance(source, Source) else as_place(source)
-    if isinstance(path, Url) or (not path.exists() and ":" in str(path)):
+    if isinstance(path, Url) or (not exists(path, SourceError) and ":" in str(path)):
         raise ConfigError(f"{printable(path)} is no path; name the dataset to write as well, e.g. data.fastload.")
     plain = Path(os.path.normpath(path))
     named = plain if plain.name not in ("", "..") else plain.absolute().resolve()
@@ -306,7 +311,7 @@ def _refuse_other_plan(folder: Place, plan: Plan) -> None:
 
 def _write_plan(plan: Plan, file: Place) -> None:
     """Write what `merge` needs, unless another task has; refuse another plan."""
-    if not file.exists():
+    if not exists(file, DatasetError):
         try:
             write_whole(file, (text.encode() for text in plan.to_json()))
         except BlockingIOError:
@@ -324,12 +329,20 @@ def _other_plan(folder: Place) -> DatasetError:
     )
 
 
-def _write_table(file: Place, head: Sequence[str], rows: Iterable[tuple[object, ...]]) -> None:
+def write_table(file: Place, head: Sequence[str], rows: Iterable[tuple[object, ...]]) -> None:
+    """Write a table as CSV, whole or not at all; OSError where it cannot be written."""
+
     def lines() -> Iterator[bytes]:
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         for row in itertools.chain([head], rows):
-            table.writerow(row)
+            # Python before 3.13 quotes no carriage return, unless it is in what ends a line.
+            if any("\r" in cell for cell in row if isinstance(cell, str)):
+                quoted = io.StringIO(newline="")
+                csv.writer(quoted).writerow(row)
+                text.write(quoted.getvalue().removesuffix("\r\n") + "\n")
+            else:
+                table.writerow(row)
             if text.tell() >= 1 << 20:
                 yield _taken(text)
         yield _taken(text)

@@ -37,7 +37,7 @@ def convert_shards_on(
         SHA-256 (hex) of each file that was written now.
 
     Raises:
-        ConfigError: Dask is not installed, or no scheduler answers there.
+        ConfigError: Dask is not installed, or no scheduler answers there, or it has no workers.
         DecodeError: a bad image, where these are not skipped.
         DatasetError: a worker died, or cannot write.
     """
@@ -52,7 +52,12 @@ def convert_shards_on(
         ) from e
     folder, digests = folder.absolute(), dict[str, str]()
     with client:
-        everywhere = client.scatter(plan, broadcast=True)
+        try:
+            everywhere = client.scatter(plan, broadcast=True)
+        except TimeoutError as e:
+            raise ConfigError(
+                f"--dask {printable(address)}: the scheduler has no workers; start some with: dask worker ADDRESS"
+            ) from e
         tasks = {
             client.submit(_convert_one, everywhere, number, folder, skip_bad, pure=False): shard
             for number, shard in enumerate(plan.shards)

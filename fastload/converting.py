@@ -105,18 +105,21 @@ def say_plan(found: Source, path: Place, settings: Settings | None) -> None:
 
 def convert_to_ffcv(found: Source, path: Place, *, on_bad: str, **options: Any) -> None:
     """Write `.beton` files, and say so."""
-    from fastload.conversion_ffcv import convert_to_ffcv
+    from fastload.conversion_ffcv import convert_to_ffcv, skipped_in
     from fastload.sources import remarks
 
     _remark(remarks(found))
     with _saying_what_skips(on_bad):
         folder = convert_to_ffcv(found, path, on_bad=on_bad, progress=True, **options)  # type: ignore[arg-type]
     print(f"wrote {printable(folder)}: {', '.join(f.name for f in sorted(folder.glob('*.beton')))}")
+    _say_left_out(folder, skipped := skipped_in(folder))
+    _remark(_emptied(skipped, found))
 
 
 def convert_images(found: Source, path: Place, *, on_bad: str, task: str | None, **options: Any) -> None:
     """Write a dataset of one image size, or a share of it, and say so."""
     from fastload.conversion import convert
+    from fastload.formats.manifest import read_manifest
     from fastload.sources import remarks
 
     _remark(remarks(found))
@@ -126,7 +129,7 @@ def convert_images(found: Source, path: Place, *, on_bad: str, task: str | None,
         print(f"task {task} is done: {printable(written)}; when all are: fastload merge {printable(path)}")
         return
     say_written(written)
-    _remark(_emptied(written, found))
+    _remark(_emptied(read_manifest(written).skipped, found))
 
 
 def convert_table(
@@ -160,15 +163,17 @@ def say_written(path: Place) -> None:
     counts = ", ".join(f"{manifest.count(s):,} {s}" for s in manifest.splits)
     kinds = f"{len(manifest.classes)} classes" if manifest.classes else "targets to regress on"
     print(f"wrote {printable(path)}: {counts}; {kinds}, {manifest.sample}")
-    if manifest.skipped:
-        print(f"left out {len(manifest.skipped):,} bad images: see {printable(path)}/bad.csv", file=sys.stderr)
+    _say_left_out(path, manifest.skipped)
 
 
-def _emptied(path: Place, source: Source) -> list[str]:
+def _say_left_out(path: Place, skipped: Sequence[Mapping[str, str]]) -> None:
+    if skipped:
+        print(f"left out {len(skipped):,} bad images: see {printable(path)}/bad.csv", file=sys.stderr)
+
+
+def _emptied(skipped: Sequence[Mapping[str, str]], source: Source) -> list[str]:
     """Return the sentence on the classes of which every image was bad."""
-    from fastload.formats.manifest import read_manifest
-
-    bad = {entry["path"] for entry in read_manifest(path).skipped}
+    bad = {entry["path"] for entry in skipped}
     left = {r.label for r in source.records if r.path not in bad} if bad else set(range(len(source.classes)))
     lost = [printable(name) for label, name in enumerate(source.classes) if label not in left]
     return [f"classes of which every image is bad: {len(lost):,} (first: {lost[0]})"] if lost else []

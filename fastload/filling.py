@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import struct
@@ -28,6 +29,17 @@ from fastload.urls import Url
 # What the pool tells of each row: the length of a reason, which is 0 where the image is good, the moments,
 # and the reason itself, cut to a fixed length since every row has the same number of bytes.
 _REASON_BYTES = 240
+# What is wrong with a file, whoever reads it and however often. All other numbers are of the machine.
+_OF_FILES = {
+    None,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+}
 
 
 def read_image(source: Source, record: Record, plan: Plan) -> npt.NDArray[np.uint8]:
@@ -42,6 +54,20 @@ def read_image(source: Source, record: Record, plan: Plan) -> npt.NDArray[np.uin
             content, record.path, size=s.size, fit=s.fit, max_pixels=s.max_pixels, num_channels=source.num_channels
         )
     return fit_pixels(content, size=s.size, fit=s.fit, num_channels=source.num_channels)
+
+
+def reason_to_skip(error: DecodeError) -> str:
+    """Return why an image is left out.
+
+    Raises:
+        DecodeError: it may be a good one: memory, disk or network failed, so that the next run may read it.
+    """
+    cause = error.__cause__
+    # What Pillow finds damaged is an OSError, too, without a number.
+    if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno not in _OF_FILES):
+        reason = f"{error.reason}; that is no bad image, so it is not skipped: run the same command again"
+        raise DecodeError(error.path, reason) from cause
+    return error.reason
 
 
 class Filler:
@@ -74,12 +100,25 @@ class Filler:
         self._told = struct.Struct(f"<q{2 * plan.image_shape[2]}Q{_REASON_BYTES}s")
 
     def __enter__(self) -> Filler:
+        plan = self.plan
+        try:  # before the pool forks
+            todo = (number for number in self.numbers if not self.is_done(number))
+            plan.source.prepare(record for number in todo for record in plan.shards[number].records)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *error: object) -> None:
         for descriptor in self._memory:
             os.close(descriptor)
         self._memory = []
+
+    def is_done(self, number: int) -> bool:
+        """Tell whether a shard stands there whole, as this run would write it."""
+        metadata = finished_shard(self.plan, number, self.folder)
+        # What an earlier run has skipped, this one must stop at, unless it was mended since: only reading it tells.
+        return metadata is not None and (self.skip_bad or not metadata["skipped"])
 
     def path(self, number: int, row: int) -> str:
         """Return the path of one sample."""
@@ -103,7 +142,7 @@ class Filler:
         """Decode one sample into its row; return what is to be told of it.
 
         Raises:
-            DecodeError: it is bad, where these are not skipped.
+            DecodeError: it is bad, where these are not skipped; or this machine could not read it.
             DatasetError: the disk is full.
         """
         plan, shard = self.plan, self.plan.shards[number]
@@ -112,7 +151,7 @@ class Filler:
         except DecodeError as e:
             if not self.skip_bad:
                 raise
-            reason = e.reason.encode("utf-8", "replace")[:_REASON_BYTES]
+            reason = reason_to_skip(e).encode("utf-8", "replace")[:_REASON_BYTES]
             return self._told.pack(len(reason), *(0,) * 2 * plan.image_shape[2], reason)
         try:
             self._rows(number).write(self._descriptor(number), row, image_HWC)
@@ -231,10 +270,7 @@ def convert_shards(filler: Filler, pool: Pool, advance: Callable[[int], object])
     ):
         for number in filler.numbers:
             shard, slot = plan.shards[number], filler.slots[number]
-            if (metadata := finished_shard(plan, number, filler.folder)) is not None:
-                # An earlier run may have skipped what this one must stop at.
-                for bad in metadata["skipped"] if not filler.skip_bad else ():
-                    raise DecodeError(bad["path"], bad["reason"])
+            if filler.is_done(number):
                 advance(len(shard.records))
                 continue
             finish(slot)

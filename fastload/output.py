@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fastload.errors import DatasetError, printable
 from fastload.files import is_same_file, lock, sync
-from fastload.places import Place
+from fastload.places import Place, exists
 from fastload.urls import Url
 
 LOCK_NAME = ".lock"
@@ -45,9 +45,9 @@ class Output:
     def refuse_existing(self) -> None:
         """Raise DatasetError where the name is taken: before a long listing, not after it."""
         if isinstance(self.path, Url):
-            taken = (self.path / self.whole).exists()
+            taken = exists(self.path / self.whole, DatasetError)
         else:
-            taken = self.path.exists() or self.path.is_symlink()
+            taken = exists(self.path, DatasetError) or self.path.is_symlink()
         if taken:
             raise DatasetError(f"{printable(self.path)} exists; pass another output path, or delete it first.")
 

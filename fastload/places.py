@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from fastload.errors import ConfigError, printable
+from fastload.errors import ConfigError, FastloadError, printable
 from fastload.urls import Url, is_url, open_filesystem
 
 Place = Path | Url
@@ -55,6 +55,16 @@ def as_place(place: str | Path | Url) -> Place:
         return Path(local)
     base = open_filesystem(text)[1].rstrip("/")
     return Url(origin=text, base=base, path=base)
+
+
+def exists(place: Place, error: type[FastloadError]) -> bool:
+    """Tell whether there is anything at `place`; raise `error` where the system does not say."""
+    try:
+        return place.exists()
+    except OSError as e:  # a folder above it that may not be entered, or too long a name
+        raise error(
+            f"{printable(place)} cannot be looked at ({e.strerror}); check the path and its permissions."
+        ) from e
 
 
 def join(root: Place, path: str) -> Place:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -93,6 +93,16 @@ class Source:
             return read_bytes(self.root, record.path)
         except OSError as e:
             raise DecodeError(record.path, f"cannot be read ({e.strerror})") from e
+
+    def prepare(self, records: Iterable[Record]) -> None:
+        """Do once, for processes that are forked later, what reading these records would do in each of them.
+
+        Raises:
+            SourceError: what holds them cannot be read.
+            DatasetError: there is no room to unpack it.
+        """
+        if (prepare := getattr(self.reader, "prepare", None)) is not None:
+            prepare(records)
 
     def counts(self) -> dict[str, int]:
         """Return the number of records per split, in the order train, valid, test."""

@@ -1,4 +1,5 @@
 import csv
+import errno
 import gzip
 import json
 import os
@@ -6,17 +7,18 @@ import resource
 import stat
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from fastload import Loader, conversion, convert, open_dataset
+from fastload import Loader, conversion, convert, decode, open_dataset
 from fastload.conversion_ffcv import convert_to_ffcv
 from fastload.errors import ConfigError, DatasetError, DecodeError, SourceError
-from fastload.formats.ffcv import open_beton
 from fastload.output import Output
 from fastload.sources import detect
 from tests.conftest import SHARED, convert_small, launch, write_folder, write_image
@@ -284,6 +286,10 @@ def test_what_one_run_skipped_stops_the_next(folder: Path, tmp_path: Path) -> No
         convert(folder, tmp_path / "out", size=20, on_bad="skip")
     with pytest.raises(DecodeError, match="001"):
         convert_small(folder, tmp_path / "out", conversion)
+    for split in ("train", "valid"):  # mended
+        write_image(folder / split / "bee" / "001.jpg", 1)
+    out = convert_small(folder, tmp_path / "out", conversion)
+    assert contents(out) == contents(convert_small(folder, tmp_path / "again", conversion))
 
 
 def test_nothing_but_bad_images_is_no_dataset(tmp_path: Path) -> None:
@@ -293,6 +299,36 @@ def test_nothing_but_bad_images_is_no_dataset(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="none of the 2 images"):
         convert(tmp_path / "bad", tmp_path / "out", size=8, on_bad="skip")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("format", ["resident", "ffcv"])
+def test_the_machines_troubles_are_no_bad_images(folder: Path, tmp_path: Path, format: str) -> None:
+    if format == "ffcv":
+        pytest.importorskip("ffcv")
+    to = {"resident": partial(convert, size=8), "ffcv": convert_to_ffcv}[format]
+    source = detect(folder)
+    (folder / "train" / "ant" / "000.jpg").unlink()
+    (folder / "train" / "ant" / "001.jpg").write_bytes((folder / "train" / "ant" / "001.jpg").read_bytes()[:-99])
+    real = decode.decode_whole if format == "ffcv" else decode.decode
+
+    def short(data: bytes, path: str, **options: Any) -> Any:
+        if path == "valid/bee/001.jpg":
+            raise DecodeError(path, "not enough memory") from MemoryError()
+        return real(data, path, **options)
+
+    def broken(root: Path, path: str) -> bytes:
+        if path == "valid/bee/001.jpg":
+            raise OSError(errno.EIO, "Input/output error")
+        return (root / path).read_bytes()
+
+    room = f"fastload.{'conversion_ffcv' if format == 'ffcv' else 'filling'}.{real.__name__}"
+    for patched in (mock.patch("fastload.records.read_bytes", broken), mock.patch(room, short)):
+        with patched, pytest.raises(DecodeError, match=r"valid/bee/001\.jpg: .*no bad image.*same command"):
+            to(source, tmp_path / "out", on_bad="skip")
+    out = to(source, tmp_path / "out", on_bad="skip")
+    assert [line.split(",")[0] for line in (out / "bad.csv").read_text().splitlines()] == [
+        "path", "train/ant/000.jpg", "train/ant/001.jpg"
+    ]  # fmt: skip
 
 
 # --- other layouts, the whole way ---
@@ -324,29 +360,3 @@ def test_grey_images_have_one_channel(tmp_path: Path) -> None:
     images, labels = next(iter(Loader(opened, 64, shuffle=False)))
     assert images.shape == (64, 1, 28, 28)
     assert labels[:5].tolist() == [7, 2, 1, 0, 4]  # the digits that everybody knows
-
-
-def test_betons_of_a_folder(folder: Path, tmp_path: Path) -> None:
-    pytest.importorskip("ffcv")
-    (folder / "train" / "bee" / "001.jpg").write_bytes(b"x")
-    with pytest.raises(DecodeError, match=r"train/bee/001\.jpg"):
-        convert_to_ffcv(folder, tmp_path / "stopped")
-    assert not (tmp_path / "stopped").exists()
-    for options in ({"workers": 0}, {"on_bad": "ignore"}):
-        with pytest.raises(ConfigError):
-            convert_to_ffcv(folder, tmp_path / "stopped", **options)  # type: ignore[arg-type]
-    out = convert_to_ffcv(folder, tmp_path / "out", on_bad="skip", max_resolution=30)
-    train, valid = open_beton(out / "train.beton"), open_beton(out / "valid.beton")
-    assert (len(train), len(valid)) == (12, 7)
-    assert train.classes == ("ant", "bee", "wasp")
-    image, label = valid[0]
-    assert (tuple(image.shape), label) == ((19, 30, 3), 0)
-    with pytest.raises(DatasetError, match="exists"):
-        convert_to_ffcv(folder, out)
-    # A split that is missing is written anew, the other one is kept.
-    before = (out / "train.beton").stat().st_mtime_ns
-    for file in out.glob("valid.*"):
-        file.unlink()
-    convert_to_ffcv(folder, out, on_bad="skip", max_resolution=30)
-    assert (out / "train.beton").stat().st_mtime_ns == before
-    assert len(open_beton(out / "valid.beton")) == 7

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fastload import Augment, Loader, convert, open_dataset
+from fastload.conversion import write_table
 from fastload.conversion_tables import convert_table
 from fastload.errors import ConfigError, DatasetError, SourceError
 from fastload.formats.manifest import read_manifest
@@ -166,3 +167,14 @@ def test_the_tables_of_the_notes_by_command(tmp_path: Path) -> None:
         done = fastload(*words)
         assert done.returncode == 2
         assert said in done.stderr
+
+
+def test_names_of_any_kind_come_back_from_a_table(tmp_path: Path) -> None:
+    plain = [("a.jpg", 1), ('a "b", c\n.jpg', 2), ("ä\udcff", -1)]
+    write_table(tmp_path / "plain.csv", ("path", "label"), plain)
+    assert (tmp_path / "plain.csv").read_bytes() == (b'path,label\na.jpg,1\n"a ""b"", c\n.jpg",2\n\xc3\xa4\xff,-1\n')
+    rows = [("a\rb", 1), *plain, ("\r", 2), ('a"\r\n,', 3)]
+    write_table(tmp_path / "all.csv", ("path", "label"), rows)
+    with (tmp_path / "all.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as opened:
+        _, *back = csv.reader(opened)
+    assert back == [[path, str(label)] for path, label in rows]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import socket
 import struct
 import sys
+import tarfile
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastload.errors import ConfigError, DecodeError, SourceError
+from fastload import convert, open_dataset
+from fastload.errors import ConfigError, DatasetError, DecodeError, SourceError
 from fastload.records import Source
 from fastload.sources import cut_splits, describe, detect
+from fastload.sources.parquet import ParquetReader
 from tests.conftest import write_image
+from tests.sources_help import add
 
 
 def labels(source: Source) -> dict[str, str | None]:
@@ -212,8 +217,35 @@ def test_parquet_that_cannot_be_right(tmp_path: Path) -> None:
         detect(tmp_path / "z.parquet")
     source = detect(tmp_path / "a" / "x.parquet")
     (tmp_path / "a" / "x.parquet").write_bytes(b"changed since")
-    with pytest.raises(DecodeError, match="cannot be unpacked"):
+    with pytest.raises(SourceError, match="no whole parquet file"):
         source.read(source.records[0])
+
+
+def test_parquet_is_unpacked_once_and_a_full_disk_loses_no_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_parquet(tmp_path / "a" / "x.parquet", [(i, i % 2) for i in range(40)])
+    unpacked = tmp_path / "unpacked"
+    real = ParquetReader._copy
+
+    def copy(self: ParquetReader, file: Any, descriptor: int) -> Any:
+        with unpacked.open("a") as opened:  # which forked processes write to as well
+            print(file.name, file=opened)
+        return real(self, file, descriptor)
+
+    monkeypatch.setattr(ParquetReader, "_copy", copy)
+    out = convert(tmp_path / "a", tmp_path / "out", size=4, workers=3, on_bad="skip")
+    assert len(open_dataset(out)) == 40
+    assert unpacked.read_text() == "x.parquet\n"
+    num_open = len(list(Path("/proc/self/fd").iterdir()))
+    for full in ("fastload.sources.parquet.write_at", "tempfile.mkstemp"):
+        with (
+            mock.patch(full, side_effect=OSError(errno.ENOSPC, "No space left on device")),
+            pytest.raises(DatasetError, match=r"x\.parquet cannot be unpacked to .*No space left.*set TMPDIR"),
+        ):
+            convert(detect(tmp_path / "a"), tmp_path / "full", size=4, on_bad="skip")
+    assert len(list(Path("/proc/self/fd").iterdir())) <= num_open
+    assert not (tmp_path / "full").exists()
 
 
 @pytest.mark.parametrize(("module", "extra"), [("pyarrow", "parquet"), ("datasets", "hf")])
@@ -270,3 +302,21 @@ def test_the_hub_is_not_asked_unless_told(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceError, match="cannot be loaded"):
         detect(f"hf:{tmp_path / 'empty'}")
+
+
+def test_readers_that_are_sent_elsewhere_find_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_parquet(tmp_path / "rows" / "x.parquet", [(7, 1)])
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        add(tar, "1.jpg", b"one")
+        add(tar, "1.cls", b"4")
+    write_image(tmp_path / "images" / "bee" / "1.jpg", 1)
+    jpeg = (tmp_path / "images" / "bee" / "1.jpg").read_bytes()
+    monkeypatch.chdir(tmp_path)
+    sources = {
+        encoded(7): detect("rows"), b"one": detect("x.tar"), jpeg: detect("torchvision:ImageFolder", root="images"),
+    }  # fmt: skip
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for content, source in sources.items():
+        sent = ForkingPickler.loads(ForkingPickler.dumps(source))
+        assert sent.read(sent.records[0]) == content

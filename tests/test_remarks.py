@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from fastload.errors import SourceError
+from fastload import convert, open_dataset
+from fastload.conversion import merge
+from fastload.errors import DatasetError, SourceError
+from fastload.formats.manifest import read_manifest
 from fastload.records import Record, Source
 from fastload.sources import cut_splits, detect, remarks
 from tests.test_cli import fastload
@@ -143,3 +146,41 @@ def test_a_tar_that_was_cut_between_two_members_is_no_whole_tar(tmp_path: Path, 
     (tmp_path / "a.tar").write_bytes(data[: 1024 + cut])
     with pytest.raises(SourceError, match="before its end mark"):
         detect(tmp_path / "a.tar")
+
+
+def test_ids_without_a_header_keep_their_first_row(tmp_path: Path) -> None:
+    for name in ("000012.jpg", "000017.jpg", "1.jpg", "2.jpg"):
+        (tmp_path / name).touch()
+    for name, text, expected in (
+        ("a.csv", "000012,dog\n000017,cat\n", {"000012.jpg": "dog", "000017.jpg": "cat"}),
+        ("b.txt", "000012 2\n000017 1\n", {"000012.jpg": "2", "000017.jpg": "1"}),
+        ("c.csv", "2,7\n1,8\n", {"2.jpg": "7", "1.jpg": "8"}),  # whose first cell is what the column is called
+        ("d.csv", "000017,dog\n", {"000017.jpg": "dog"}),
+        ("e.csv", "number,kind\n000017,dog\n", {"000017.jpg": "dog"}),
+        ("f.csv", "1,class\n000017,dog\n", {"000017.jpg": "dog"}),  # a known name: a header
+    ):
+        (tmp_path / name).write_text(text)
+        source = detect(tmp_path / name, label_column="2")
+        assert {r.path: source.classes[r.label] for r in source.records} == expected
+
+
+def test_paths_that_cannot_be_looked_at_are_one_sentence(tmp_path: Path) -> None:
+    root = add(tmp_path / "in", "a/1.jpg", "b/1.jpg")
+    long = tmp_path / ("x" * 300)
+    unseen = r"x cannot be looked at \(File name too long\); check the path"
+    for spec in (long, f"{long}.tar", f"{long}.csv"):
+        with pytest.raises(SourceError, match="cannot be looked at"):
+            detect(spec)
+    with pytest.raises(SourceError, match="cannot be looked at"):
+        detect(f"{long}{{0..1}}", layout="webdataset")
+    with pytest.raises(SourceError, match=unseen):
+        convert(long)
+    with pytest.raises(DatasetError, match=unseen):
+        convert(root, long, size=8)
+    with pytest.raises(DatasetError, match="cannot be looked at"):
+        merge(tmp_path / ("y" * 250))  # whose unfinished name is too long
+    with pytest.raises(DatasetError, match=unseen):
+        read_manifest(long)
+    for dataset, options in ((long, {}), (long, {"size": 8}), (long.with_suffix(".beton"), {})):
+        with pytest.raises(DatasetError, match="cannot be looked at"):
+            open_dataset(dataset, **options)

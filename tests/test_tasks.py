@@ -1,5 +1,6 @@
 """Conversion in pieces: tasks and merge, the lock they share, Dask, the Slurm script."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -38,6 +39,18 @@ def test_tasks_and_merge_give_the_bytes_of_one_run(
     assert merge(out) == out
     assert contents(out) == expected
     assert not (tmp_path / "out.fastload.partial").exists()
+
+
+@pytest.mark.parametrize("room", ["write_text", "Output.publish", "Path.unlink"])
+def test_a_merge_that_was_stopped_is_finished_by_the_same_command(folder: Path, tmp_path: Path, room: str) -> None:
+    convert(folder, tmp_path / "out", size=8, task="1/1")
+    with (
+        mock.patch(f"fastload.conversion.{room}", side_effect=OSError(errno.ENOSPC, "No space left on device")),
+        pytest.raises((DatasetError, OSError), match="No space left"),
+    ):
+        merge(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert contents(merge(tmp_path / "out")) == contents(convert(folder, tmp_path / "expected", size=8))
 
 
 def test_skipped_images_of_several_tasks(folder: Path, tmp_path: Path, small_shards: object) -> None:
@@ -255,4 +268,19 @@ def test_a_dask_scheduler_that_is_not_there(folder: Path, tmp_path: Path, monkey
             convert(folder, tmp_path / "out", size=8, dask=address)
     with pytest.raises(ConfigError, match="one of them"):
         convert(folder, tmp_path / "out", size=8, dask=address, task="1/2")
+    assert not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.processes
+@pytest.mark.filterwarnings("default")
+def test_a_dask_scheduler_without_workers(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr("fastload.conversion_dask.CONNECT_SECONDS", 1)
+    with (
+        distributed.LocalCluster(
+            n_workers=0, processes=False, dashboard_address=None, protocol="tcp", silence_logs="CRITICAL"
+        ) as idle,
+        pytest.raises(ConfigError, match="has no workers; start some"),
+    ):
+        convert(folder, tmp_path / "out", size=8, dask=idle.scheduler_address)
     assert not (tmp_path / "out.partial").exists()

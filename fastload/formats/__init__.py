@@ -10,7 +10,7 @@ from fastload.formats.ffcv import Beton, find_beton_damage, open_beton
 from fastload.formats.manifest import MANIFEST_NAME, read_manifest
 from fastload.formats.mapstyle import MapDataset, open_folder
 from fastload.formats.resident import Dataset, find_damage
-from fastload.places import as_place
+from fastload.places import as_place, exists
 from fastload.urls import Url
 
 # What Loader serves. All have len, [i], labels, classes, split, digest, is_table, is_regression and sample_shape.
@@ -59,10 +59,15 @@ def open_dataset(
                 raise DatasetError(f"{damage} Convert it again, or copy it anew.")
         return open_beton(path, split)
     if size is not None:
-        if (path / MANIFEST_NAME).exists() or not path.is_dir():
+        if exists(path / MANIFEST_NAME, DatasetError) or not path.is_dir():
             raise DatasetError(f"{printable(path)} is no image folder, and size={size} is for one; leave it out.")
         return open_folder(path, split, size)
-    if path.is_dir() and not (path / MANIFEST_NAME).exists() and not path.name.endswith(".fastload"):
+    if (
+        exists(path, DatasetError)
+        and path.is_dir()
+        and not exists(path / MANIFEST_NAME, DatasetError)
+        and not path.name.endswith(".fastload")
+    ):
         raise DatasetError(
             f"{printable(path)} is a folder without {MANIFEST_NAME}, so no dataset; "
             f"make one with: fastload convert {printable(path)}; or pass size=... to read the images one by one."

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastload.errors import DatasetError, printable
+from fastload.places import exists
 
 BETON_VERSION = 2
 MIN_PAGE_BYTES = 1 << 21
@@ -131,7 +132,7 @@ def damaged(path: Path, found: str) -> DatasetError:
 
 def inspect(path: Path) -> tuple[BetonInfo, Numbers]:
     """Return what the file says and, for each sample and paged field, (start, size): uint64 [N, K, 2]."""
-    if not path.is_file():  # a pipe or a device would wait for ever, or never end
+    if not exists(path, DatasetError) or not path.is_file():  # a pipe or a device would wait for ever, or never end
         found = "is no file" if path.exists() else "does not exist"
         raise DatasetError(f"{printable(path)} {found}; pass a .beton file.")
     try:

@@ -9,7 +9,6 @@ one thread places the results in sample order (with ffcv's MemoryAllocator) betw
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections import Counter, deque
@@ -26,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastload.errors import ConfigError, DatasetError, printable
-from fastload.files import sync
+from fastload.files import lock, sync
 from fastload.formats.beton import check_beton
 from fastload.formats.resident import sha256_of
 from fastload.records import stable_rank
@@ -198,7 +197,7 @@ def _lock(descriptor: int, temporary: Path, out: Path) -> None:
         f"{printable(out)} is being written by another process; wait for it, or pass another output path."
     )
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(descriptor)  # where the file system knows locks
         # Whoever held it before may have renamed or removed it since it was opened here.
         if os.fstat(descriptor).st_ino != temporary.stat().st_ino:
             raise busy

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fastload.errors import DatasetError, printable
-from fastload.places import Place
+from fastload.places import Place, exists
 from fastload.records import SPLITS
 
 FORMAT = "fastload-resident"
@@ -127,7 +127,7 @@ def read_manifest(path: Place) -> Manifest:
         DatasetError: no dataset there, not ours, of another version, or its content does not hold together.
     """
     shown = printable(path)
-    if not path.exists():
+    if not exists(path, DatasetError):
         raise DatasetError(f"{shown}: no such dataset; make it with: fastload convert FOLDER {shown}")
     if not path.is_dir():
         raise DatasetError(f"{shown} is a file; a dataset is a directory that `fastload convert` wrote.")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastload.errors import ConfigError, SourceError, printable
-from fastload.places import Place, as_place, fresh_listings
+from fastload.places import Place, as_place, exists, fresh_listings
 from fastload.records import UNLABELLED, Source
 from fastload.sources import lists, tables
 from fastload.sources.filenames import looks_like_file_names, read_file_names
@@ -135,7 +135,7 @@ def _checked_layout(name: str, spec: str, options: _Options) -> _Layout:
         raise ConfigError(f"--layout {printable(name)}: not one of {', '.join(LAYOUTS)}.")
     layout = LAYOUTS[name]
     if name not in ("torchvision", "huggingface"):
-        if not ("{" in spec and name == "webdataset") and not as_place(spec).exists():
+        if not ("{" in spec and name == "webdataset") and not exists(as_place(spec), SourceError):
             raise SourceError(f"{printable(spec)}: no such folder or file; check the path.")
         if layout.is_folder and not as_place(spec).is_dir():
             raise SourceError(f"{printable(spec)} is a file; the layout {name} wants a folder.")
@@ -191,9 +191,9 @@ def _find_layout(spec: str) -> str:
     if _is_library(spec):
         return "torchvision" if spec.startswith(TORCHVISION) else "huggingface"
     path, lower = as_place(spec), spec.lower()
-    if lower.endswith(".tar") and not path.is_dir():
+    if lower.endswith(".tar") and not (exists(path, SourceError) and path.is_dir()):
         return "webdataset"
-    if not path.exists():
+    if not exists(path, SourceError):
         raise SourceError(f"{printable(spec)}: no such folder or file; check the path.")
     if path.is_dir():
         return _find_folder_layout(path)

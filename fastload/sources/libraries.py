@@ -125,7 +125,7 @@ def _open_torchvision(
             raise ConfigError(
                 f"torchvision:{name} needs --root FOLDER: where its files lie, or shall be downloaded to."
             )
-        options["root"] = root
+        options["root"] = root.absolute()  # a worker of a cluster has another working folder
     if "download" in parameters:
         options["download"] = download
     elif download:

@@ -47,9 +47,9 @@ def read_list(
 ) -> Source:
     """List the images that `file` names.
 
-    A header is a first row without an image's name in it. The columns are found by content and name, or
-    given: by name, or by number (from 1). A column `split` is used where there is one; otherwise all samples
-    are `train`. An empty label is unlabelled.
+    A header is a first row without an image's name in it, with or without its ending. The columns are found by
+    content and name, or given: by name, or by number (from 1). A column `split` is used where there is one;
+    otherwise all samples are `train`. An empty label is unlabelled.
 
     Args:
         file: the list; commas, semicolons, tabs, or in a .txt file spaces between the cells.
@@ -65,6 +65,11 @@ def read_list(
     rows = _equally_wide(file, read_rows(file))
     first = list(itertools.islice(rows, 2))
     columns = _find_columns(file, [cells for _, cells in first], path_column, label_column)
+    if columns.has_header and _is_without_names(columns, [cells for _, cells in first], path_column, label_column):
+        # Ids leave the ending out, so that a row of them looks like a header: whether the file is there decides.
+        plain = _find_columns(file, [first[0][1]], path_column, label_column, may_have_header=False)
+        if _is_there(file, first[0][0], first[0][1][plain.path], root, allow_outside):
+            columns = plain
     found: dict[str, tuple[str, str | None]] = {}
     num_rows = 0
     for line, cells in itertools.chain(first[columns.has_header :], rows):
@@ -145,24 +150,45 @@ def find_delimiter(head: str, candidates: str) -> str:
     return next((c for c in candidates if c in first_row), candidates[0])
 
 
-def _find_columns(file: Place, first: list[list[str]], path_column: str | None, label_column: str | None) -> Columns:
+def _is_without_names(
+    columns: Columns, first: list[list[str]], path_column: str | None, label_column: str | None
+) -> bool:
+    """Tell whether a first row that was taken for a header has neither a known name in it nor one that was given."""
+    for given in (path_column, label_column):
+        if given is not None and not (is_whole(given) and 1 <= int(given) <= len(first[0])):
+            return False
+    known = {*PATH_NAMES, *LABEL_NAMES, "split"}
+    return not any(cell.strip().lower() in known for cell in first[0]) and not has_image_suffix(first[-1][columns.path])
+
+
+def _is_there(file: Place, line: int, cell: str, root: Place, allow_outside: bool) -> bool:
+    """Tell whether a cell names a file, with or without its ending."""
+    try:
+        path = _inside(file, line, cell, root, allow_outside)
+    except SourceError:
+        return False
+    name = path.rpartition("/")[2]
+    names = _names_in(join(root, _folder_of(path)))
+    return name in names or any(has_image_suffix(n) and os.path.splitext(n)[0] == name for n in names)  # noqa: PTH122
+
+
+def _find_columns(
+    file: Place,
+    first: list[list[str]],
+    path_column: str | None,
+    label_column: str | None,
+    *,
+    may_have_header: bool = True,
+) -> Columns:
     if not first:
         raise SourceError(f"{printable(file)} is empty; expected a path and a label in each row.")
     named = {column for column in (path_column, label_column) if column is not None and not is_whole(column)}
-    has_header = bool(named) or not any(has_image_suffix(cell) for cell in first[0])
+    has_header = may_have_header and (bool(named) or not any(has_image_suffix(cell) for cell in first[0]))
     header = [cell.strip() for cell in first[0]] if has_header else []
     sample = first[-1] if has_header else first[0]
     width = len(first[0])
     lower = [name.lower() for name in header]
     split = lower.index("split") if "split" in lower else None
-
-    def place(option: str, given: str) -> int:
-        if given in header:
-            return header.index(given)
-        if is_whole(given) and 1 <= int(given) <= width:
-            return int(given) - 1
-        has = ", ".join(header) if header else f"no header, {width} columns: pass a number"
-        raise ConfigError(f"{option} {printable(given)}: {printable(file)} has no such column ({printable(has)}).")
 
     def find(names: tuple[str, ...], free: list[int], by_content: bool) -> int | None:
         held = [i for i in free if by_content and has_image_suffix(sample[i])]
@@ -171,9 +197,9 @@ def _find_columns(file: Place, first: list[list[str]], path_column: str | None, 
         return best[0] if len(best) == 1 else None
 
     free = [i for i in range(width) if i != split]
-    label = place("--label-column", label_column) if label_column is not None else None
+    label = _place(file, header, width, "--label-column", label_column) if label_column is not None else None
     path = (
-        place("--path-column", path_column)
+        _place(file, header, width, "--path-column", path_column)
         if path_column is not None
         else find(PATH_NAMES, [i for i in free if i != label], True)
     )
@@ -191,6 +217,16 @@ def _find_columns(file: Place, first: list[list[str]], path_column: str | None, 
             "or --target COLUMN if it is a table of numbers."
         )
     return Columns(path=path, label=label, split=split, has_header=has_header)
+
+
+def _place(file: Place, header: list[str], width: int, option: str, given: str) -> int:
+    """Return where a column is that was given by name, or by number from 1."""
+    if given in header:
+        return header.index(given)
+    if is_whole(given) and 1 <= int(given) <= width:
+        return int(given) - 1
+    has = ", ".join(header) if header else f"no header, {width} columns: pass a number"
+    raise ConfigError(f"{option} {printable(given)}: {printable(file)} has no such column ({printable(has)}).")
 
 
 def _split_in(file: Place, line: int, cells: list[str], columns: Columns) -> str:

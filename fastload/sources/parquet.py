@@ -8,6 +8,7 @@ import tempfile
 import threading
 import weakref
 from array import array
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastload.errors import ConfigError, DecodeError, SourceError, printable
+from fastload.errors import ConfigError, DatasetError, SourceError, printable
+from fastload.files import write_at
 from fastload.places import Place, each
 from fastload.records import Record, Source
 from fastload.sources.extras import need
@@ -65,7 +67,7 @@ def read_parquet(path: Place, *, label_column: str | None = None) -> Source:
         classes, records = columns.classes, from_numbers(found, columns.classes, str(path))
     else:
         classes, records = from_texts((s, p, None if v is None else str(v).strip() or None) for s, p, v in found)
-    reader = ParquetReader(root, columns.image)
+    reader = ParquetReader(root.absolute(), columns.image)  # a worker of a cluster has another working folder
     return Source(root=root, layout="parquet", classes=classes, records=records, name=path.stem, reader=reader)
 
 
@@ -86,40 +88,64 @@ class ParquetReader:
         """Return the image of one row.
 
         Raises:
-            DecodeError: the file cannot be read, or the disk has no room to unpack it.
+            SourceError: its file cannot be read.
+            DatasetError: there is no room to unpack it.
         """
         file, _, row = record.path.rpartition("/")
-        with self._lock:
-            if file not in self._unpacked:
-                try:
-                    self._unpacked[file] = self._unpack(self.root / file)
-                except (OSError, _arrow()[0].ArrowException) as e:
-                    raise DecodeError(
-                        record.path,
-                        f"its file cannot be unpacked to {tempfile.gettempdir()} ({printable(e)}); set TMPDIR",
-                    ) from e
-            descriptor, starts = self._unpacked[file]
+        descriptor, starts = self._unpacked_file(file)
         first, stop = (int(n) for n in starts[int(row) : int(row) + 2])
         return os.pread(descriptor, stop - first, first)
 
+    def prepare(self, records: Iterable[Record]) -> None:
+        """Unpack what these records need: a process that is forked later shares it, else each would do it again.
+
+        Raises:
+            SourceError, DatasetError: as when a record is read.
+        """
+        for file in dict.fromkeys(record.path.rpartition("/")[0] for record in records):
+            self._unpacked_file(file)
+
+    def _unpacked_file(self, file: str) -> tuple[int, npt.NDArray[np.int64]]:
+        """Return (descriptor, where each row begins in it, and the last one's end)."""
+        with self._lock:
+            if file not in self._unpacked:
+                self._unpacked[file] = self._unpack(self.root / file)
+            return self._unpacked[file]
+
     def _unpack(self, file: Place) -> tuple[int, npt.NDArray[np.int64]]:
-        _, parquet = _arrow()
-        descriptor, name = tempfile.mkstemp(prefix="fastload-")
-        Path(name).unlink()
+        try:
+            descriptor, name = tempfile.mkstemp(prefix="fastload-")
+        except OSError as e:
+            raise _no_room(file, e) from e
+        try:
+            Path(name).unlink()
+            starts = self._copy(file, descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
         weakref.finalize(self, os.close, descriptor)
+        return descriptor, starts
+
+    def _copy(self, file: Place, descriptor: int) -> npt.NDArray[np.int64]:
+        """Write the images of a file one after the other; return where each begins, and the last one's end."""
+        arrow, parquet = _arrow()
         starts = array("q", [0])
-        # Buffered, arrow holds one page at a time; else, all pages of a row group. (A file that was written in
-        # one go may still have a single page.)
-        with (
-            open(descriptor, "wb", closefd=False) as out,
-            _opened(file) as stored,
-            parquet.ParquetFile(stored, buffer_size=1 << 20) as opened,
-        ):
-            for batch in opened.iter_batches(BATCH_ROWS, columns=[self.column]):
-                column = batch.column(0)
-                for value in column.field(0) if column.type.num_fields else column:
-                    starts.append(starts[-1] + (out.write(value.as_buffer()) if value.is_valid else 0))
-        return descriptor, np.array(starts, np.int64)
+        try:
+            # Buffered, arrow holds one page at a time; else, all pages of a row group. (A file that was written in
+            # one go may still have a single page.)
+            with _opened(file) as stored, parquet.ParquetFile(stored, buffer_size=1 << 20) as opened:
+                for batch in opened.iter_batches(BATCH_ROWS, columns=[self.column]):
+                    column = batch.column(0)
+                    for value in column.field(0) if column.type.num_fields else column:
+                        data = memoryview(value.as_buffer() if value.is_valid else b"")
+                        try:
+                            write_at(descriptor, data, starts[-1])
+                        except OSError as e:
+                            raise _no_room(file, e) from e
+                        starts.append(starts[-1] + len(data))
+        except (OSError, arrow.ArrowException) as e:
+            raise _not_whole(file, e) from e
+        return np.array(starts, np.int64)
 
     def __getstate__(self) -> tuple[Place, str]:
         return self.root, self.column
@@ -140,7 +166,20 @@ def _labels_of(file: Place, label_column: str | None) -> tuple[Columns, list[Any
             columns = _find_columns(file, opened.schema_arrow, label_column)
             return columns, opened.read(columns=[columns.label]).column(0).to_pylist()
     except (OSError, arrow.ArrowException) as e:
-        raise SourceError(f"{printable(file)} is no whole parquet file ({printable(e)}); mend or leave it out.") from e
+        raise _not_whole(file, e) from e
+
+
+def _not_whole(file: Place, e: Exception) -> SourceError:
+    return SourceError(f"{printable(file)} is no whole parquet file ({printable(e)}); mend or leave it out.")
+
+
+def _no_room(file: Place, e: OSError) -> DatasetError:
+    # Not tempfile.gettempdir(), which raises where no folder can be written.
+    folder = printable(tempfile.tempdir or "a temporary folder")
+    return DatasetError(
+        f"{printable(file)} cannot be unpacked to {folder} ({printable(e.strerror or e)}); "
+        "set TMPDIR to a folder with room for it, and run the same command again."
+    )
 
 
 def _find_columns(file: Place, schema: Any, label_column: str | None) -> Columns:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastload.errors import ConfigError, DecodeError, SourceError, printable
-from fastload.places import Place, as_place, each
+from fastload.places import Place, as_place, each, exists
 from fastload.records import Record, Source
 from fastload.sources.labels import from_texts
 from fastload.sources.scan import has_image_suffix, walk
@@ -57,7 +57,9 @@ def read_webdataset(spec: str) -> Source:
         raise SourceError(f"{printable(spec)}: {len(tars):,} tars, and no images in them; expected KEY.jpg, KEY.cls.")
     classes, records = from_texts(found)
     paths = sorted(places)
-    reader = TarReader(root=root, tars=tars, paths=paths, places=np.array([places[p] for p in paths], np.int64))
+    # Absolute: a worker of a cluster has another working folder.
+    reader = TarReader(root=root.absolute(), tars=tars, paths=paths,
+                       places=np.array([places[p] for p in paths], np.int64))  # fmt: skip
     return Source(root=root, layout="webdataset", classes=classes, records=records, num_ignored=num_ignored,
                   name=root.resolve().name, reader=reader)  # fmt: skip
 
@@ -109,7 +111,7 @@ def find_tars(spec: str) -> tuple[Place, list[str]]:
     if is_url(spec) and "{" in "/".join(spec.split("/", 3)[:3]):
         raise ConfigError(f"{printable(spec)}: a pattern comes after the bucket or host; pass one of these.")
     path = as_place(spec)
-    if path.is_dir():
+    if exists(path, SourceError) and path.is_dir():
         return path, sorted(name for name, _ in walk(path) if name.endswith(".tar"))
     if path.is_file() or "{" not in spec:
         return path.parent, [path.name]

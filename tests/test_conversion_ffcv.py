@@ -1,0 +1,97 @@
+"""Folders as betons: what is written, kept, left out and refused."""
+
+import csv
+import errno
+import json
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from fastload.conversion_ffcv import convert_to_ffcv, skipped_in
+from fastload.errors import ConfigError, DatasetError, DecodeError, SourceError
+from fastload.formats.ffcv import open_beton
+from fastload.records import Record, Source
+from tests.test_cli import fastload
+
+pytest.importorskip("ffcv")
+
+
+def test_betons_of_a_folder(folder: Path, tmp_path: Path) -> None:
+    bad = {"train/bee/001.jpg": "not an image", "valid/bee/000.jpg": "the file is empty"}
+    (folder / "train" / "bee" / "001.jpg").write_bytes(b"x")
+    (folder / "valid" / "bee" / "000.jpg").write_bytes(b"")
+    with pytest.raises(DecodeError, match=r"train/bee/001\.jpg"):
+        convert_to_ffcv(folder, tmp_path / "stopped")
+    assert not (tmp_path / "stopped").exists()
+    for options in ({"workers": 0}, {"on_bad": "ignore"}):
+        with pytest.raises(ConfigError):
+            convert_to_ffcv(folder, tmp_path / "stopped", **options)  # type: ignore[arg-type]
+    out = convert_to_ffcv(folder, tmp_path / "out", on_bad="skip", max_resolution=30)
+    train, valid = open_beton(out / "train.beton"), open_beton(out / "valid.beton")
+    assert (len(train), len(valid)) == (12, 6)
+    assert train.classes == ("ant", "bee", "wasp")
+    image, label = valid[0]
+    assert (tuple(image.shape), label) == ((19, 30, 3), 0)
+    assert left_out(out).keys() == bad.keys()
+    assert all(said in left_out(out)[path] for path, said in bad.items())
+    about = json.loads((out / "train.json").read_text())
+    assert about["info"]["skipped"] == [{"path": (path := "train/bee/001.jpg"), "reason": left_out(out)[path]}]
+    with pytest.raises(DatasetError, match="exists"):
+        convert_to_ffcv(folder, out)
+    # A split that is missing is written anew, the other one is kept.
+    before = (out / "train.beton").stat().st_mtime_ns
+    for file in out.glob("valid.*"):
+        file.unlink()
+    convert_to_ffcv(folder, out, on_bad="skip", max_resolution=30)
+    assert (out / "train.beton").stat().st_mtime_ns == before
+    assert len(open_beton(out / "valid.beton")) == 6
+    assert left_out(out).keys() == bad.keys()  # the kept split's, too
+
+
+def left_out(out: Path) -> dict[str, str]:
+    with (out / "bad.csv").open(newline="") as opened:
+        listed = {row["path"]: row["reason"] for row in csv.DictReader(opened)}
+    assert listed == {entry["path"]: entry["reason"] for entry in skipped_in(out)}
+    return listed
+
+
+def test_what_is_left_out_is_said(folder: Path, tmp_path: Path) -> None:
+    for file in (folder / "train" / "ant").iterdir():
+        file.write_bytes(b"")
+    done = fastload("convert", folder, tmp_path / "out", "--format", "ffcv", "--on-bad", "skip", "--max-resolution", 8)
+    num_bad = len(list((folder / "train" / "ant").iterdir()))
+    assert f"left out {num_bad} bad images: see {tmp_path}/out/bad.csv" in done.stderr.replace("\n", " ")
+    for file in (folder / "valid").rglob("*.jpg"):
+        file.write_bytes(b"")
+    with pytest.raises(SourceError, match=r"none of the 7 images of valid could be read \(first: valid/ant/000\.jpg"):
+        convert_to_ffcv(folder, tmp_path / "none", on_bad="skip")
+    assert not (tmp_path / "none").exists()
+
+
+def test_two_conversions_are_not_mixed(folder: Path, tmp_path: Path) -> None:
+    (folder / "valid" / "bee" / "000.jpg").write_bytes(b"")
+    again = {"on_bad": "skip", "max_resolution": 8}
+    out = convert_to_ffcv(folder, tmp_path / "out", **again)  # type: ignore[arg-type]
+    for file in out.glob("train.*"):
+        file.unlink()
+    for other in ({"max_resolution": 9}, {"mode": "jpg"}, {"max_pixels": 10**6}):
+        with pytest.raises(DatasetError, match=r"valid\.json is of a conversion with .* other options"):
+            convert_to_ffcv(folder, out, **again | other)  # type: ignore[arg-type]
+    with pytest.raises(DatasetError, match=r"names 1 bad images .*first: valid/bee/000\.jpg"):
+        convert_to_ffcv(folder, out, max_resolution=8)
+    (folder / "train" / "bee" / "002.jpg").rename(folder / "train" / "ant" / "new.jpg")
+    with pytest.raises(DatasetError, match=r"valid\.json is of a conversion with another source"):
+        convert_to_ffcv(folder, out, **again)  # type: ignore[arg-type]
+    assert {file.name for file in out.iterdir()} == {"bad.csv", "valid.beton", "valid.json"}
+
+
+def test_grey_pixels_among_colours_on_a_file_system_without_locks(tmp_path: Path) -> None:
+    pixels = [np.full((5, 7, channels), 9 + channels, np.uint8) for channels in (1, 3)]
+    records = tuple(Record(path=str(i), label=i, split="train") for i in range(2))
+    source = Source(root=tmp_path, layout="torchvision", classes=("a", "b"), records=records,
+                    reader=lambda record: pixels[int(record.path)])  # fmt: skip
+    with mock.patch("fcntl.flock", side_effect=OSError(errno.ENOLCK, "No locks available")):
+        opened = open_beton(convert_to_ffcv(source, tmp_path / "out") / "train.beton")
+    assert [(image.shape, image.unique().tolist()) for image, _ in opened] == [((5, 7, 3), [10]), ((5, 7, 3), [12])]
