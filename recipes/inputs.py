@@ -35,7 +35,7 @@ def check_takes(network: torch.nn.Module, *sides: int) -> None:
     network.eval()  # one image has no batch statistics, and none are to change
     for side in sides:
         try:
-            with torch.inference_mode():
+            with torch.no_grad():  # inference_mode would spoil what a network keeps of it for training
                 network(torch.zeros(1, 3, side, side))
         except (RuntimeError, ValueError, AssertionError) as e:
             reason = printable(str(e).partition("\n")[0].rstrip("."))
