@@ -17,7 +17,7 @@ from accelerate.utils import broadcast, set_seed
 from fastload.checkpoint import save_checkpoint
 from fastload.config import TrainConfig
 from fastload.devices import computes_bfloat16, leave_group, parse_device, set_switches
-from fastload.errors import ConfigError, TrainError, printable
+from fastload.errors import ConfigError, TrainError
 from fastload.evaluation import Evaluation, Totals, draw_confusion, loss_of, sums_on, write_confusion
 from fastload.loader import Loader
 from fastload.optim import train_mode
@@ -80,7 +80,7 @@ class Trainer:
             info: what checkpoints and `result.json` should say, e.g. model name, normalization, origin of weights.
 
         Raises:
-            ConfigError: `output` cannot be made, or a phase names no parameter.
+            ConfigError: `output` cannot be made, or a file of it cannot be written, or a phase names no parameter.
             TrainError: the loss is no longer a number.
             CheckpointError: a checkpoint cannot be written, or `resume` found one of other settings.
         """
@@ -123,8 +123,6 @@ class Trainer:
 
     @torch.no_grad()
     def _outputs(self, model: torch.nn.Module, loader: Loader) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        if self.config.tta and loader.dataset.is_table:
-            raise ConfigError(f"tta mirrors images, and {printable(loader.dataset.path)} is a table; leave it out.")
         model = self.accelerator.unwrap_model(model).to(self.accelerator.device).eval()
         if self.accelerator.num_processes > 1:
             for buffer in model.buffers():  # each rank has batch statistics of its own
