@@ -187,7 +187,7 @@ def test_amounts_and_yes_or_no(tmp_path: Path, loss: str, target: str) -> None:
         assert found.accuracy >= 0.8
         said = torch.nn.functional.binary_cross_entropy_with_logits(outputs[:, 0], labels.float()).item()
         assert found.loss == pytest.approx(said, abs=1e-6)
-    mirrors = Trainer(TrainConfig(device="cpu", output=tmp_path / "mirrored", tta=True))
+    mirrors = Trainer(TrainConfig(device="cpu", output=tmp_path / "mirrored", loss=loss, tta=True))
     assert mirrors.evaluate(model, valid).loss == pytest.approx(found.loss)
 
 
