@@ -56,7 +56,8 @@ def convert_shards_on(
             everywhere = client.scatter(plan, broadcast=True)
         except TimeoutError as e:
             raise ConfigError(
-                f"--dask {printable(address)}: the scheduler has no workers; start some with: dask worker ADDRESS"
+                f"--dask {printable(address)}: the scheduler has no workers; start some with: "
+                f"dask worker {printable(address)}"
             ) from e
         tasks = {
             client.submit(_convert_one, everywhere, number, folder, skip_bad, pure=False): shard

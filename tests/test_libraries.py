@@ -283,13 +283,17 @@ def test_a_saved_hugging_face_dataset(tmp_path: Path) -> None:
     assert copied.read(source.records[2]) == encoded(3)
 
 
-def test_a_single_hugging_face_dataset_with_texts(tmp_path: Path) -> None:
+def test_a_single_hugging_face_dataset_with_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     hf_set([(1, "b"), (2, "a")], datasets.Value("string")).save_to_disk(str(tmp_path / "x"))
     source = detect(f"hf:{tmp_path / 'x'}")
     assert labels(source) == {"train/00000000": "b", "train/00000001": "a"}
     with pytest.raises(ConfigError, match="--label-column picture"):
         detect(f"hf:{tmp_path / 'x'}", label_column="picture")
+    monkeypatch.chdir(tmp_path)
+    source = detect("hf:x")
+    monkeypatch.chdir("/")  # as the worker of a cluster has another working folder
+    assert ForkingPickler.loads(ForkingPickler.dumps(source)).read(source.records[0]) == encoded(1)
 
 
 def test_the_hub_is_not_asked_unless_told(tmp_path: Path) -> None:

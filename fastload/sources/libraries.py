@@ -194,7 +194,7 @@ def read_huggingface(name: str, *, label_column: str | None, download: bool) -> 
         raise ConfigError(f"hf:{printable(name)} is no local folder; pass --download to fetch it from the hub.")
     saved = any((folder / mark).is_file() for mark in ("dataset_dict.json", "state.json"))
     try:
-        loaded = library.load_from_disk(name) if saved else library.load_dataset(name)
+        loaded = library.load_from_disk(str(folder.absolute())) if saved else library.load_dataset(name)
     except Exception as e:  # a library may raise anything
         raise SourceError(f"hf:{printable(name)} cannot be loaded ({type(e).__name__}: {printable(e)}).") from e
     parts = dict(loaded) if isinstance(loaded, Mapping) else {"train": loaded}
