@@ -272,7 +272,7 @@ def test_a_dask_scheduler_that_is_not_there(folder: Path, tmp_path: Path, monkey
 
 
 @pytest.mark.processes
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("ignore")
 def test_a_dask_scheduler_without_workers(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     distributed = pytest.importorskip("distributed")
     monkeypatch.setattr("fastload.conversion_dask.CONNECT_SECONDS", 1)
