@@ -202,7 +202,7 @@ def _prompt_threads() -> Iterator[None]:
         sys.setswitchinterval(before)
 
 
-def measure_cost(step_seconds: float, *, rounds: int = 7, num_steps: int = 60) -> dict[str, float]:
+def measure_cost(step_seconds: float, *, rounds: int = 21, num_steps: int = 60) -> dict[str, float]:
     """Return what watching adds to a step: paired blocks with and without it, and of steps that do nothing.
 
     Returns:
