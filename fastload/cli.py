@@ -162,7 +162,8 @@ def info(dataset: DatasetPath) -> None:
 @app.command()
 def verify(
     dataset: Annotated[
-        str, typer.Argument(help="A dataset: NAME.fastload, its URL, or NAME.beton.", show_default=False)
+        str,
+        typer.Argument(help="A dataset: NAME.fastload, its URL, NAME.beton, or a folder of these.", show_default=False),
     ],
 ) -> None:
     """Check every byte of a dataset against the checksums that were written with it.
@@ -176,16 +177,19 @@ def verify(
     from fastload.storing import byte_bar
 
     place = as_place(dataset)
-    if isinstance(place, Path) and place.suffix == ".beton":
-        total, num_files = check_beton(place).num_bytes, 1
-        check = functools.partial(find_beton_damage, place)
+    betons: list[Path] = []
+    if isinstance(place, Path):
+        betons = [place] if place.suffix == ".beton" else sorted(place.glob("*.beton"))
+    if betons:
+        total, num_files = sum(check_beton(file).num_bytes for file in betons), len(betons)
+        checks = [functools.partial(find_beton_damage, file) for file in betons]
     else:
         manifest = read_manifest(place)
         total = sum(shard.bytes for shards in manifest.splits.values() for shard in shards)
         num_files = sum(len(shards) for shards in manifest.splits.values())
-        check = functools.partial(find_damage, place, manifest)
+        checks = [functools.partial(find_damage, place, manifest)]
     with byte_bar("verify", total, True) as advance:
-        damage = list(check(advance))
+        damage = [sentence for check in checks for sentence in check(advance)]
     for sentence in damage:
         print(f"damaged: {sentence}", file=sys.stderr)
     if damage:

@@ -95,3 +95,18 @@ def test_grey_pixels_among_colours_on_a_file_system_without_locks(tmp_path: Path
     with mock.patch("fcntl.flock", side_effect=OSError(errno.ENOLCK, "No locks available")):
         opened = open_beton(convert_to_ffcv(source, tmp_path / "out") / "train.beton")
     assert [(image.shape, image.unique().tolist()) for image, _ in opened] == [((5, 7, 3), [10]), ((5, 7, 3), [12])]
+
+
+def test_verify_takes_the_folder(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.ffcv"
+    assert fastload("convert", folder, out, "--format", "ffcv").returncode == 0
+    assert "2 files" in fastload("verify", out).stdout
+    with (out / "valid.beton").open("r+b") as opened:
+        opened.seek((1 << 23) + 9)  # a pixel: the first image begins at 8 MiB, ffcv's page
+        pixel = opened.read(1)[0]
+        opened.seek((1 << 23) + 9)
+        opened.write(bytes([pixel ^ 1]))
+    found = fastload("verify", out)
+    assert found.returncode == 1
+    assert "valid.beton" in found.stderr
+    assert "1 of 2 files" in found.stderr
