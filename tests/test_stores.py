@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given, settings
@@ -146,9 +147,9 @@ def test_a_block_comes_back_when_its_last_view_is_gone() -> None:
 def test_reading_ahead_changes_no_order_and_asks_in_file_order(monkeypatch: pytest.MonkeyPatch) -> None:
     shards = [torch.zeros(6, PAGE, dtype=torch.uint8), torch.zeros(5, PAGE, dtype=torch.uint8)]
     first_rows = np.array([0, 6, 11])
-    asked: list[list[tuple[int, int]]] = []
+    asked: list[list[list[int]]] = []
     monkeypatch.setattr("fastload.stores.readahead.cached_share", lambda pages: 0.0)
-    monkeypatch.setattr("fastload.stores.readahead.will_need", asked.append)
+    monkeypatch.setattr("fastload.stores.readahead.will_need", lambda ranges: asked.append(ranges.tolist()))
     wanted = np.random.default_rng(0).permutation(11)[:10].reshape(5, 2).tolist()
     assert [w.ids.tolist() for w in read_ahead(steps(wanted), shards, first_rows)] == wanted
     for ranges in asked:
@@ -165,7 +166,7 @@ def test_of_files_of_somebody_else_everything_is_asked_for(tmp_path: Path, monke
     file = tmp_path / "rows"
     file.write_bytes(bytes(4 * PAGE))
     rows = torch.from_file(str(file), size=4 * PAGE, dtype=torch.uint8).view(4, PAGE)
-    asked: list[list[tuple[int, int]]] = []
+    asked: list[npt.NDArray[np.int64]] = []
     monkeypatch.setattr("fastload.stores.readahead.cached_share", lambda pages: 1.0)  # as Linux says of them
     monkeypatch.setattr("fastload.stores.readahead.will_need", asked.append)
     list(MappedStore([rows], [(file, 0)]).serve(steps([[2, 0]])))
@@ -180,12 +181,29 @@ def test_of_files_of_somebody_else_everything_is_asked_for(tmp_path: Path, monke
 
 def test_rows_side_by_side_are_one_range() -> None:
     shard = torch.zeros(100, PAGE // 2, dtype=torch.uint8)
-    ranges = row_ranges(np.array([3, 4, 5, 60]), [shard], np.array([0, 100]))
+    ranges = row_ranges(np.array([3, 4, 4, 5, 60]), np.array([shard.data_ptr()]), np.array([0, 100]), PAGE // 2)
     assert len(ranges) == 2
     for address, num_bytes in ranges:
         assert address % PAGE == num_bytes % PAGE == 0
     assert ranges[0][0] <= shard[3].data_ptr()
     assert sum(ranges[0]) >= shard[6].data_ptr()
+
+
+@given(
+    ids=st.lists(st.integers(0, 29), min_size=1).map(sorted),
+    row_bytes=st.integers(1, 3 * PAGE),
+    starts=st.permutations([7 * PAGE + 64, 900 * PAGE, 5000 * PAGE + 8]),
+)
+def test_ranges_are_the_pages_of_the_rows_and_no_others(ids: list[int], row_bytes: int, starts: list[int]) -> None:
+    first_rows = [0, 10, 12, 30]
+    pages = set()
+    for i in ids:
+        shard = max(k for k in range(3) if first_rows[k] <= i)
+        begin = starts[shard] + (i - first_rows[shard]) * row_bytes
+        pages |= set(range(begin // PAGE, (begin + row_bytes - 1) // PAGE + 1))
+    ranges = row_ranges(np.array(ids), np.array(starts), np.array(first_rows), row_bytes).tolist()
+    given_back = [low // PAGE + k for low, num_bytes in ranges for k in range(num_bytes // PAGE)]
+    assert sorted(given_back) == sorted(pages), "each page once"
 
 
 def test_what_is_asked_for_comes_into_the_page_cache(tmp_path: Path) -> None:
@@ -196,12 +214,12 @@ def test_what_is_asked_for_comes_into_the_page_cache(tmp_path: Path) -> None:
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(descriptor)
     rows = torch.from_file(str(file), shared=True, size=64 * PAGE, dtype=torch.uint8).view(64, PAGE)
-    ranges = row_ranges(np.array([40]), [rows], np.array([0, 64]))
-    if cached_share(ranges[0]) == 1:
+    ranges = row_ranges(np.array([40]), np.array([rows.data_ptr()]), np.array([0, 64]), PAGE)
+    if cached_share(ranges[0].tolist()) == 1:
         pytest.skip("this file system keeps everything in RAM")
     will_need(ranges)
     for _ in range(500):
-        if cached_share(ranges[0]) == 1:
+        if cached_share(ranges[0].tolist()) == 1:
             return
         time.sleep(0.01)
     pytest.fail("the rows were not read")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from fastload.stores import Wanted
@@ -31,9 +32,11 @@ CACHED_SHARE = 0.9  # of the probed pages; below, the window is read ahead
 _WILLNEED = 3
 _PAGE = mmap.PAGESIZE
 
+_Ints = npt.NDArray[np.int64]
+
 
 def read_ahead(
-    steps: Iterator[Wanted], shards: Sequence[torch.Tensor], first_rows: np.ndarray[Any, Any], *, told: bool = True
+    steps: Iterator[Wanted], shards: Sequence[torch.Tensor], first_rows: _Ints, *, told: bool = True
 ) -> Iterator[Wanted]:
     """Yield the steps as they come, while the rows of later ones are on their way into the page cache.
 
@@ -47,17 +50,20 @@ def read_ahead(
     first = next(steps, None)
     if first is None:
         return
-    step_bytes = max(1, len(first.ids) * shards[0][:1].nbytes)
+    starts, row_bytes = np.array([shard.data_ptr() for shard in shards]), shards[0][:1].nbytes
+    step_bytes = max(1, len(first.ids) * row_bytes)
     steps, count = chain([first], steps), _num_steps(FIRST_BYTES, step_bytes)
     while True:
         if len(waiting) <= count:
             window = list(islice(steps, count))
             count = _num_steps(WINDOW_BYTES, step_bytes)
             if window:
-                ids = np.unique(np.concatenate([w.ids.numpy() for w in window]))
-                probed = row_ranges(ids[:: max(1, len(ids) // NUM_PROBES)], shards, first_rows)
-                if not told or sum(map(cached_share, probed)) < CACHED_SHARE * len(probed):
-                    will_need(row_ranges(ids, shards, first_rows))
+                ids = np.concatenate([w.ids.numpy() for w in window])
+                # Only some are sorted where all are there already: of a short epoch, sorting all is a tenth.
+                some = np.sort(ids[:: max(1, len(ids) // NUM_PROBES)])
+                probed = row_ranges(some, starts, first_rows, row_bytes)
+                if not told or sum(cached_share(pages) for pages in probed.tolist()) < CACHED_SHARE * len(probed):
+                    will_need(row_ranges(np.sort(ids), starts, first_rows, row_bytes))
             waiting.extend(window)
         if not waiting:
             return
@@ -68,22 +74,25 @@ def _num_steps(num_bytes: int, step_bytes: int) -> int:
     return max(1, min(MAX_STEPS, num_bytes // step_bytes))
 
 
-def row_ranges(
-    ids: np.ndarray[Any, Any], shards: Sequence[torch.Tensor], first_rows: np.ndarray[Any, Any]
-) -> list[tuple[int, int]]:
-    """Return (address, bytes) of whole pages around rows, neighbours in one; `ids` ascend, and so does the file."""
-    ranges: list[tuple[int, int]] = []
+def row_ranges(ids: _Ints, starts: _Ints, first_rows: _Ints, row_bytes: int) -> _Ints:
+    """Return whole pages around rows, neighbours in one.
+
+    Args:
+        ids: of samples, ascending; int64 [N].
+        starts: the address of each shard's first row; int64 [S].
+        first_rows: the sample id of each shard's first row.
+        row_bytes: of one sample.
+
+    Returns:
+        Addresses and bytes, int64 [R, 2].
+    """
     shard_of = np.searchsorted(first_rows, ids, side="right") - 1
-    for index, number in zip(ids.tolist(), shard_of.tolist(), strict=True):
-        shard = shards[number]
-        row_bytes = shard.nbytes // len(shard)
-        start = shard.data_ptr() + (index - int(first_rows[number])) * row_bytes
-        low, high = start // _PAGE * _PAGE, -(-(start + row_bytes) // _PAGE) * _PAGE
-        if ranges and ranges[-1][0] <= low <= sum(ranges[-1]):
-            ranges[-1] = (ranges[-1][0], high - ranges[-1][0])
-        else:
-            ranges.append((low, high - low))
-    return ranges
+    addresses = starts[shard_of] + (ids - first_rows[shard_of]) * row_bytes
+    low, high = addresses // _PAGE * _PAGE, -(-(addresses + row_bytes) // _PAGE) * _PAGE
+    # A range begins where it does not touch the one before; a shard may lie before its predecessor.
+    begins = np.flatnonzero(np.concatenate([[True], (low[1:] > high[:-1]) | (low[1:] < low[:-1])]))
+    low, high = low[begins], high[np.append(begins[1:], len(high)) - 1]
+    return np.stack([low, high - low], axis=1)
 
 
 def is_told(file: Path) -> bool:
@@ -94,18 +103,18 @@ def is_told(file: Path) -> bool:
         return False
 
 
-def cached_share(pages: tuple[int, int]) -> float:
+def cached_share(pages: Sequence[int]) -> float:
     """Return the share of (address, bytes) that is in RAM; 1 where the system does not say."""
     address, num_bytes = pages
-    found = np.zeros(num_bytes // _PAGE, np.uint8)
-    if _libc().mincore(address, num_bytes, found.ctypes.data) != 0:
+    found = bytearray(num_bytes // _PAGE)
+    if _libc().mincore(address, num_bytes, (ctypes.c_char * len(found)).from_buffer(found)) != 0:
         return 1.0
-    return np.count_nonzero(found & 1) / len(found)
+    return sum(page & 1 for page in found) / len(found)
 
 
-def will_need(ranges: Sequence[tuple[int, int]]) -> None:
+def will_need(ranges: _Ints) -> None:
     """Ask the system to read these pages; it does so in the background."""
-    for address, num_bytes in ranges:
+    for address, num_bytes in ranges.tolist():
         _libc().madvise(address, num_bytes, _WILLNEED)
 
 
