@@ -9,8 +9,9 @@ import triton.language as tl
 
 from fastload.augment import Augment, Cutout, MixUp, RandomErasing, cpu, kernels, reference
 from fastload.augment.arithmetic import HostNumbers, Keys
-from fastload.augment.fused import DeviceKeys, Fused, Output, segments
+from fastload.augment.fused import DeviceKeys, Fused, Output
 from fastload.augment.plan import Pass, rows_of
+from fastload.augment.segments import segments
 from fastload.augment.spec import Values, parse, plan
 from tests.augment_help import assert_same, batch, smooth
 from tests.test_augment import KNOWN_ANSWERS
