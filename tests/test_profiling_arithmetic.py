@@ -169,7 +169,7 @@ def a_loop(
     timing = Timing(
         num_steps=60, num_images=600, wall_seconds=6.0, wait_seconds=6.0 * wait, step_seconds=(0.1,) * 60,
         step_waits=(0.1 * wait,) * 60, step_images=(10,) * 60, step_ends=tuple(0.1 * (k + 1) for k in range(60)),
-        num_starts=3, start_seconds=0.3, num_epochs=epochs, later_seconds=1.0, later_waits=0.9,
+        num_epochs=epochs, later_seconds=1.0, later_waits=0.9,
         own_seconds=None if own is None else 6.0 * own,
     )  # fmt: skip
     load = None if efficiency is None else Rate(value=100 / efficiency, interval=None)

@@ -42,7 +42,6 @@ class Timing:
         wait_seconds: the part of it in which the device waited for data.
         step_seconds, step_waits, step_images, step_ends: of each of them; it ended so long after the loop began.
         own_seconds: the loader's own work on the device, no part of the wait; None where it does not tell.
-        num_starts, start_seconds: first batches of epochs and warm-up steps, and their duration.
         num_epochs: loops that were begun.
         later_seconds, later_waits: duration of the first and data wait of the first and the last `next()` of all
             epochs but the first.
@@ -55,8 +54,6 @@ class Timing:
     wall_seconds: float
     wait_seconds: float
     step_seconds: tuple[float, ...] = field(repr=False)
-    num_starts: int
-    start_seconds: float
     step_waits: tuple[float, ...] = field(default=(), repr=False)
     step_images: tuple[int, ...] = field(default=(), repr=False)
     step_ends: tuple[float, ...] = field(default=(), repr=False)
@@ -112,7 +109,6 @@ class WaitMeter:
         self._seconds, self._waits, self._ends = array("d"), array("d"), array("d")
         self._images = array("q")
         self._own: float | None = None
-        self._num_starts, self._start_seconds = 0, 0.0
         self._num_epochs, self._later_seconds, self._later_waits = 0, 0.0, 0.0
         self._next_began: tuple[float, float] | None = None
         self._next_seconds, self._next_cpu_seconds = 0.0, 0.0
@@ -176,8 +172,7 @@ class WaitMeter:
             num_steps=len(self._seconds), num_images=sum(self._images), wall_seconds=math.fsum(self._seconds),
             wait_seconds=math.fsum(self._waits), step_seconds=tuple(self._seconds), step_waits=tuple(self._waits),
             step_images=tuple(self._images), step_ends=tuple(self._ends), own_seconds=self._own,
-            num_starts=self._num_starts, start_seconds=self._start_seconds, num_epochs=self._num_epochs,
-            later_seconds=self._later_seconds, later_waits=self._later_waits,
+            num_epochs=self._num_epochs, later_seconds=self._later_seconds, later_waits=self._later_waits,
             next_seconds=self._next_seconds, next_cpu_seconds=self._next_cpu_seconds,
         )  # fmt: skip
 
@@ -248,9 +243,6 @@ class WaitMeter:
                 self._ends.append(step.ended)
                 self._images.append(step.number)
                 continue
-            if step.kind != _END:
-                self._num_starts += 1
-                self._start_seconds += step.seconds
             if step.kind != _WARMUP and step.number > 0:
                 self._later_seconds += step.seconds
                 self._later_waits += step.wait
@@ -364,8 +356,8 @@ def joined(timings: Sequence[Timing]) -> Timing:
         step_seconds=chain("step_seconds"), step_waits=chain("step_waits"), step_images=chain("step_images"),
         step_ends=tuple(steps_ended), own_seconds=sum(own) if own else None,
         **{name: total(name) for name in (
-            "num_steps", "num_images", "wall_seconds", "wait_seconds", "num_starts", "start_seconds", "num_epochs",
-            "later_seconds", "later_waits", "next_seconds", "next_cpu_seconds",
+            "num_steps", "num_images", "wall_seconds", "wait_seconds", "num_epochs", "later_seconds", "later_waits",
+            "next_seconds", "next_cpu_seconds",
         )},
     )  # fmt: skip
 
