@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from rich.console import Console
 
-from fastload.devices import parse_device
+from fastload.devices import generators_kept, parse_device
 from fastload.errors import ConfigError, printable
 from fastload.profiling import ranks, terminal
 from fastload.profiling.actions import MEASURED, ROOM, UPPER_BOUND, Advice, advise
@@ -28,7 +28,7 @@ from fastload.profiling.live import LiveLine
 from fastload.profiling.loops import Feeding, Measured, make_loop, rate
 from fastload.profiling.nvml import NvmlSamples
 from fastload.profiling.report import Rate, Report, ResidentGain, Run, Sample, described, write_json
-from fastload.profiling.samples import generators_kept, time_samples
+from fastload.profiling.samples import time_samples
 from fastload.profiling.system import SECONDS_BETWEEN_LOOKS, SystemMeter
 from fastload.profiling.timing import Timing, WaitMeter
 from fastload.profiling.verdict import MIN_STEPS

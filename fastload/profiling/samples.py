@@ -8,7 +8,6 @@ states of the random generators are put back.
 from __future__ import annotations
 
 import copy
-import random
 import sys
 import threading
 import time
@@ -17,9 +16,9 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
 
+from fastload.devices import generators_kept
 from fastload.profiling.intervals import thinned
 from fastload.profiling.report import Sample
 
@@ -183,15 +182,3 @@ def _innermost(dataset: Any) -> Any:
     while hasattr(dataset, "dataset"):
         dataset = dataset.dataset
     return dataset
-
-
-@contextmanager
-def generators_kept() -> Iterator[None]:
-    """Put the states of Python's, NumPy's and torch's CPU generators back at the end."""
-    python, legacy, tensors = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(legacy)
-        torch.set_rng_state(tensors)
