@@ -12,13 +12,13 @@ from fastload.augment.arithmetic import HostNumbers, Keys, beta
 from fastload.augment.geometry import RandomAffine, RandomPerspective, RandomResizedCrop
 from fastload.augment.plan import Code, Pass, Plan
 from fastload.errors import TransformError
-from tests.augment_help import assert_same, batch, ks, smooth, unit
+from tests.augment_help import assert_same, batch, ks, plan_of, smooth, unit
 
 NUM = 3000
 
 
 def drawn(transforms: object, height: int = 60, width: int = 80, num: int = NUM, channels: int = 3) -> Plan:
-    return Augment(transforms).plan_of(num, height, width, channels, seed=11)
+    return plan_of(transforms, num, height, width, channels, seed=11)
 
 
 def first(made: Plan) -> Pass:
@@ -192,7 +192,7 @@ def test_mixing() -> None:
     params = theirs(transform)
     shares, boxes = [], []
     for epoch in range(600):  # one draw per batch
-        (mixing,) = Augment(transform).plan_of(1, 60, 80, epoch=epoch).mixing
+        (mixing,) = plan_of(transform, 1, 60, 80, epoch=epoch).mixing
         shares.append(float(mixing.share[0]))
         boxes.append([float(b[0]) for b in mixing.box])
     assert ks(np.array(shares), column(params, "lam_adjusted")) < 1

@@ -25,10 +25,6 @@ FULL_CORE = 0.95
 READS_BYTES_PER_SECOND = 4e6
 FILE_BYTES = 4096  # read per image: more than what processes tell each other
 MANY_FAULTS_PER_SECOND = 50.0
-CAUSES = (
-    "decode-bound", "augment-bound", "workers-bound", "storage-bound", "loader-sleeps", "one-worker", "epoch-starts",
-    "starved-cores", "copy-bound", "launch-bound", "interference", "balanced",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
