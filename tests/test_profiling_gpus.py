@@ -98,7 +98,7 @@ def test_the_first_trace_of_a_process_is_thrown_away(calls: list[str]) -> None:
         found = window.stop(2)
         assert calls == [*first, "waits", "begins", "waits", "ends"]
         assert found is not None
-        assert (found.busy_share, found.num_steps) == (pytest.approx(0.75), 2)
+        assert found.busy_share == pytest.approx(0.75)
 
 
 @pytest.mark.parametrize(("num_steps", "leave", "found"), [(9, False, 0.5), (9, True, 0.5), (3, True, None)])
