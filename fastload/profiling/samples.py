@@ -148,7 +148,7 @@ class _Watch:
                 if callable(call):
                     wrapped = watch.timed(watch.reading(call) if name == "load" else call, part)
                     stack.enter_context(mock.patch.object(owner, name, wrapped))
-            inner = _innermost(dataset)
+            inner = innermost(dataset)
             transform = getattr(inner, "transform", None)
             if callable(transform) and not hasattr(transform, "transforms"):  # a Compose is timed by its class
                 # Put back: a dataset that refused to be copied is the loop's own.
@@ -178,7 +178,8 @@ def _unshared(dataset: Any) -> Any:
     return own
 
 
-def _innermost(dataset: Any) -> Any:
+def innermost(dataset: Any) -> Any:
+    """Return the dataset that lies within those that wrap it (Subset)."""
     while hasattr(dataset, "dataset"):
         dataset = dataset.dataset
     return dataset
