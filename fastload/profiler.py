@@ -22,7 +22,7 @@ from fastload.profiling import ranks, terminal
 from fastload.profiling.actions import MEASURED, ROOM, UPPER_BOUND, Advice, advise
 from fastload.profiling.busy import NUM_STEPS as WINDOW_STEPS
 from fastload.profiling.busy import Busy, BusyWindow
-from fastload.profiling.hook.describing import origin
+from fastload.profiling.hook.describing import origin, shape_of
 from fastload.profiling.hook.steps import gpu_in_use
 from fastload.profiling.live import LiveLine
 from fastload.profiling.loops import Feeding, Measured, make_loop, rate
@@ -175,7 +175,7 @@ class Profile(Generic[Batch]):
         if self._replay and len(self._cached) < NUM_CACHED:
             self._cached.append(batch)
         if self._batch_shape is None:
-            self._batch_shape = _shape(batch) or ()
+            self._batch_shape = tuple(shape_of(batch) or ())
 
     def _tick(self) -> None:
         self._next_tick = time.monotonic() + SECONDS_BETWEEN_LOOKS
@@ -374,14 +374,6 @@ def _watched(watch: Profile[Batch]) -> Iterator[Batch]:
         complete = True
     finally:
         watch.close(complete=complete)
-
-
-def _shape(batch: Any) -> tuple[int, ...] | None:
-    """Return the shape of the first tensor of a batch."""
-    if isinstance(batch, torch.Tensor):
-        return tuple(batch.shape) if batch.ndim else None
-    inner = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, list | tuple) else ()
-    return next((shape for shape in map(_shape, inner) if shape), None)
 
 
 def _side(shape: tuple[int, ...] | None) -> int | None:

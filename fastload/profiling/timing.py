@@ -10,12 +10,14 @@ import math
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+
+from fastload.profiling.hook.describing import shape_of
 
 Batch = TypeVar("Batch")
 
@@ -199,7 +201,7 @@ class WaitMeter:
             if self._next_began is not None:
                 self._next_ends()
             first = batch[0] if type(batch) in _SEQUENCES and batch else batch
-            return first.size(0) if type(first) is _TENSOR and first.ndim else num_rows(batch)
+            return first.size(0) if type(first) is _TENSOR and first.ndim else (shape_of(batch) or [0])[0]
         except Exception as failure:  # the user's loop goes on whatever happens to a clock
             self.failure = failure
             return 0
@@ -360,11 +362,3 @@ def joined(timings: Sequence[Timing]) -> Timing:
             "next_seconds", "next_cpu_seconds",
         )},
     )  # fmt: skip
-
-
-def num_rows(batch: Any) -> int:
-    """Return the number of samples in a batch: the length of the first tensor found in it; 0 where there is none."""
-    if isinstance(batch, torch.Tensor):
-        return int(batch.shape[0]) if batch.ndim else 1
-    inner = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
-    return next((n for n in map(num_rows, inner) if n), 0)
