@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from fastload.profiling.hook.describing import shape_of
+from fastload.profiling.hook.steps import CudaClock
 
 Batch = TypeVar("Batch")
 
@@ -290,7 +291,8 @@ class _CudaClock:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._pool: list[Any] = []
+        self._events = CudaClock(device)
+        self._event = self._events.mark
         self._pending: deque[tuple[int, int, float, tuple[Any, Any, Any, Any]]] = deque()
         self._origin: float | None = None
         self._begin: Any = None
@@ -320,24 +322,17 @@ class _CudaClock:
             self._pending.append((kind, number, time.perf_counter() - (self._origin or 0.0), events))
 
     def finished(self) -> Iterator[_Step]:
-        # Even asking whether an event has happened spoils a graph that is being captured.
-        while self._pending and not torch.cuda.is_current_stream_capturing() and self._pending[0][3][3].query():
+        seconds = self._events.seconds
+        while self._pending and self._events.has_passed(self._pending[0][3][3]):
             kind, number, ended, events = self._pending.popleft()
             begin, arrived, ready, end = events
-            own = None if ready is None else arrived.elapsed_time(ready) / 1e3
-            seconds, wait = begin.elapsed_time(end) / 1e3, begin.elapsed_time(arrived) / 1e3
-            self._pool += [event for event in events[:3] if event is not None]
-            yield _Step(kind, number, seconds, wait, own, ended)
+            own = None if ready is None else seconds(arrived, ready)
+            made = _Step(kind, number, seconds(begin, end), seconds(begin, arrived), own, ended)
+            self._events.give_back(*events[:3])  # the last one is the next step's first
+            yield made
 
     def wait(self) -> None:
         torch.cuda.synchronize(self._device)
-
-    def _event(self) -> Any:
-        if torch.cuda.is_current_stream_capturing():
-            return None
-        event = self._pool.pop() if self._pool else torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record(torch.cuda.current_stream(self._device))
-        return event
 
 
 def joined(timings: Sequence[Timing]) -> Timing:
