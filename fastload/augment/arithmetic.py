@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fastload.augment.compiling import ready
-from fastload.augment.philox import derive, philox4x32
+from fastload.augment.philox import derive, words_of
 
 Array = Any  # [N] of a backend, or a plain number that holds for every image
 
@@ -153,9 +153,7 @@ class HostNumbers:
         if fast is not None:
             stacked = fast.words(np.ascontiguousarray(ids), *key, number, num_blocks)
         else:
-            blocks = np.arange(num_blocks)[:, None]
-            words = philox4x32((blocks, np.full_like(blocks, number), ids[None] & 0xFFFFFFFF, ids[None] >> 32), key)
-            stacked = np.stack(np.broadcast_arrays(*words), axis=1).reshape(4 * num_blocks, -1)
+            stacked = words_of(ids, key, number, num_blocks)
         return list(np.broadcast_to(stacked, (len(stacked), len(self._ids)))[:count])
 
     where = staticmethod(np.where)

@@ -18,6 +18,7 @@ from fastload.profiling.reading import (
     one_of_each,
     percent,
     rate_of,
+    shown,
     step_parts,
 )
 
@@ -245,11 +246,6 @@ def _changes(comparison: Comparison) -> str:
         f"<table><thead><tr>{heads}</tr></thead><tbody>{cells}</tbody></table></div>"
         f"{f'<ul class=plain>{warned}</ul>' if warned else ''}</section>"
     )
-
-
-def shown(value: float | None, unit: str) -> str:
-    """Return a figure of a comparison for people."""
-    return percent(value) if unit == "share" else duration(value) if unit == "seconds" else number(value)
 
 
 def _footer(report: Json) -> str:
