@@ -7,7 +7,9 @@ A transformer has to learn what a convolution is born with: that neighbouring pi
 is one wherever it stands. So: patches of 8 pixels, crops of any part of the picture, RandAugment, MixUp or CutMix of
 every batch, erasing, stochastic depth, warm-up, AdamW with decay, clipped gradients, a running mean of the weights.
 
-Not measured yet; the tests run it for two steps.
+Measured: 40 epochs on flowers5 (3,887 photographs) from scratch, 57.0% (best epoch 57.4%) in 3,035 s, where a ResNet-18
+of the same size reaches 68% in 14: transformers want more pictures, more epochs, or published weights (--weights auto).
+On 2 cores of AMD EPYC, shared with other work; torch 2.11.0, Python 3.11.7, 2026-11-22.
 """
 
 from __future__ import annotations
