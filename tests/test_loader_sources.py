@@ -308,7 +308,7 @@ def test_a_dataset_of_one_size_is_not_cut(dataset: Path) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _no_threads_left() -> Iterator[None]:
+def _no_threads_left(nothing_compiles: None) -> Iterator[None]:
     before = num_threads()
     yield
     assert comes_true(lambda: num_threads() <= before)
