@@ -15,12 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastload import Loader, conversion, convert, decode, files, open_dataset, pool
+from fastload import Loader, conversion, convert, decode, open_dataset
 from fastload.conversion_ffcv import convert_to_ffcv
 from fastload.errors import ConfigError, DatasetError, DecodeError, SourceError
-from fastload.filling import Filler
-from fastload.formats.manifest import read_manifest
-from fastload.formats.resident import find_damage
 from fastload.output import Output
 from fastload.sources import detect
 from tests.conftest import convert_small, launch, write_folder, write_image
@@ -52,47 +49,12 @@ def test_mean_and_std_are_those_of_the_training_pixels(dataset: Path) -> None:
     assert np.allclose(opened.std, pixels.std(0), atol=1e-9)
 
 
-def test_a_tall_image_counts_whole_in_mean_and_std(tmp_path: Path) -> None:
-    """Moments are added by 256 rows at a time."""
-    write_image(tmp_path / "set" / "ant" / "0.jpg", 0)
-    opened = open_dataset(convert(tmp_path / "set", tmp_path / "out", size=300))
-    pixels = opened[0][0].numpy().reshape(-1, 3) / 255
-    assert np.allclose(opened.mean, pixels.mean(0), atol=1e-9)
-    assert np.allclose(opened.std, pixels.std(0), atol=1e-9)
-
-
-def test_every_block_of_a_shard_counts_in_its_checksum(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(files, "_BLOCK_BYTES", 1000)
-    out = convert(folder, tmp_path / "out", size=20)
-    assert (out / "train-00000.safetensors").stat().st_size > 10_000
-    assert not list(find_damage(out, read_manifest(out)))
-
-
 def test_training_rows_are_shuffled_and_others_are_not(dataset: Path) -> None:
     with (dataset / "samples.csv").open(newline="") as opened:
         rows = list(csv.DictReader(opened))
     train, valid = ([r["path"] for r in rows if r["split"] == s] for s in ("train", "valid"))
     assert train != sorted(train)
     assert valid == sorted(valid)
-
-
-@pytest.mark.parametrize("workers", [2, 16])
-def test_the_same_bytes_from_any_number_of_workers(folder: Path, tmp_path: Path, workers: int) -> None:
-    one = convert(folder, tmp_path / "one", size=19, workers=1)
-    (tmp_path / "worked").mkdir()
-    work = Filler.__call__
-
-    def told(filler: Filler, number: int, row: int) -> bytes:
-        (tmp_path / "worked" / str(os.getpid())).touch()
-        return work(filler, number, row)
-
-    # Forked processes have both patches: 13 images are 7 tasks then, of which each process gets some.
-    with mock.patch.object(Filler, "__call__", told), mock.patch.object(pool, "TASK_ROWS", 2):
-        many = convert(folder, tmp_path / "many", size=19, workers=workers)
-    assert len(list((tmp_path / "worked").iterdir())) == (min(workers, 7) if sys.platform == "linux" else 1)
-    assert contents(one) == contents(many)
 
 
 @pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
