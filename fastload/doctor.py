@@ -101,6 +101,9 @@ def _cuda() -> Finding:
                        command="see https://pytorch.org/get-started/locally for the build with CUDA")  # fmt: skip
     if shutil.which("nvidia-smi") is None:
         return Finding(name="CUDA", found="no NVIDIA driver on this machine; training runs on the CPU", state="absent")
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return Finding(name="CUDA", found="hidden by CUDA_VISIBLE_DEVICES; training runs on the CPU", state="absent",
+                       command="unset CUDA_VISIBLE_DEVICES")  # fmt: skip
     return Finding(name="CUDA", found="a driver is here, but torch cannot use it", state="broken",
                    command="nvidia-smi; then install a torch built for that driver's CUDA or older")  # fmt: skip
 

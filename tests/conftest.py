@@ -31,6 +31,10 @@ from fastload.augment import compiling
 ROOT = Path(__file__).parents[1]
 # Real photographs to test with, where they lie beside the checkout.
 SHARED = ROOT.parent / "shared" / "data"
+# Of the terminal or the service that runs the tests; commands would print in colours, or in columns of its width.
+# Typer looks when it is imported, so before any test is; programs that tests start do not have them either.
+for _name in ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "COLUMNS"):
+    os.environ.pop(_name, None)
 
 # Odd on purpose: nothing divides evenly. Class -> images.
 TRAIN = {"bee": 5, "ant": 4, "wasp": 4}

@@ -12,7 +12,7 @@ import pytest
 import typer.main
 from PIL import Image
 
-from fastload import converting
+from fastload import converting, doctor
 from fastload.cli import app, main
 from tests.conftest import ROOT, launch, write_folder
 
@@ -147,6 +147,26 @@ def test_doctor_names_versions_and_commands() -> None:
         assert said in done.stdout
     if "not installed" in done.stdout:
         assert 'pip install "fastload[ffcv]"' in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("visible", "state", "said"),
+    [("", "absent", "hidden by CUDA_VISIBLE_DEVICES"), ("-1", "absent", "hidden by CUDA_VISIBLE_DEVICES"),
+     ("0", "broken", "a driver is here"), (None, "broken", "a driver is here")],
+)  # fmt: skip
+def test_doctor_finds_hidden_gpus_no_fault(
+    visible: str | None, state: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = doctor._cuda()
+    assert found.state == state
+    assert found.found.startswith(said)
 
 
 def test_help_does_not_load_torch() -> None:

@@ -206,7 +206,8 @@ def test_nothing_is_left_however_a_pass_is_left(dataset: Path, placement: str, l
         del other, pairs
     assert GradientState().active_dataloader is None
     del loader
-    assert comes_true(lambda: held() == before), (held(), before)
+    # Not equal: what feeds a DataLoader's process may have been ending still when `before` was counted.
+    assert comes_true(lambda: all(now <= then for now, then in zip(held(), before, strict=True))), (held(), before)
 
 
 def _raise_in(loader: Loader) -> None:
