@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from fastload.urls import Url
 
 LOCK_NAME = ".lock"
 _HOLDER_BYTES = 200
+TIDY_SECONDS = 2.0  # for a task that leaves: alone for the moment of tidying up, it is no other conversion
 
 
 class Output:
@@ -63,7 +65,6 @@ class Output:
             if isinstance(self.folder, Url):
                 self.folder.make_folder()
             else:
-                self.folder.mkdir(parents=True, exist_ok=True)
                 descriptor = _lock(self.folder, shared)
         except BlockingIOError as e:
             raise DatasetError(
@@ -105,8 +106,13 @@ def _lock(folder: Path, shared: bool) -> int:
     """Return the open lock file; BlockingIOError carries who holds it."""
     # A file, not the folder itself: NFS locks only what is open for writing.
     file = folder / LOCK_NAME
+    give_up = time.monotonic() + (TIDY_SECONDS if shared else 0)
     while True:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # not yet made, or its last holder has just taken it away
+            _make(folder)
+            continue
         try:
             lock(descriptor, shared=shared)
             if is_same_file(descriptor, file):  # else its last holder has taken it away meanwhile
@@ -117,12 +123,22 @@ def _lock(folder: Path, shared: bool) -> int:
         except BlockingIOError as e:
             holder = os.pread(descriptor, _HOLDER_BYTES, 0)
             os.close(descriptor)
+            if time.monotonic() < give_up:
+                time.sleep(0.02)
+                continue
             raise BlockingIOError(e.errno, holder.decode("utf-8", "replace") or "another process") from None
         except BaseException:
             os.close(descriptor)
             raise
         os.close(descriptor)
+
+
+def _make(folder: Path) -> None:
+    try:
         folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        if folder.exists():  # else it was another's, which is gone by now
+            raise
 
 
 def _tidy(folder: Path, descriptor: int, shared: bool) -> None:
