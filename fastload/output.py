@@ -60,24 +60,14 @@ class Output:
         Raises:
             DatasetError: another process holds it or has published it, or it cannot be made.
         """
-        descriptor = -1
-        try:
-            if isinstance(self.folder, Url):
-                self.folder.make_folder()
-            else:
-                descriptor = _lock(self.folder, shared)
-        except BlockingIOError as e:
-            raise DatasetError(
-                f"{printable(self.folder)} is being written by {printable(e.args[1])}; "
-                "wait for it, or pass another output path."
-            ) from None
-        except OSError as e:
-            raise DatasetError(
-                f"{printable(self.folder)} cannot be made ({e.strerror}); pass an output path that can be written."
-            ) from e
         if isinstance(self.folder, Url):
+            try:
+                self.folder.make_folder()
+            except OSError as e:
+                raise _unmade(self.folder, e) from e
             yield self.folder
             return
+        descriptor = _take(self.folder, shared)
         try:
             self.refuse_existing()  # another process may have published while this one listed, or waited to begin
             yield self.folder
@@ -92,6 +82,7 @@ class Output:
         if isinstance(self.path, Url) or isinstance(self.folder, Url):
             return
         try:
+            _sweep(self.folder)  # what a killed run with other shards left would become part of the dataset
             # Whoever waits at the door now finds a folder that is gone, or makes an empty one.
             (self.folder / LOCK_NAME).unlink(missing_ok=True)
             self.folder.rename(self.path)
@@ -100,6 +91,40 @@ class Output:
                 f"{printable(self.path)} cannot be written ({e.strerror}); pass another output path."
             ) from e
         sync(self.path.parent)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold a folder that is written in place; make it where there is none, take it away where nothing is in it then.
+
+    Raises:
+        DatasetError: another process holds it, or it cannot be made.
+    """
+    descriptor = _take(folder, shared=False)
+    try:
+        yield
+    finally:
+        try:
+            if is_same_file(descriptor, folder / LOCK_NAME):
+                _leave(folder)
+        finally:
+            os.close(descriptor)
+
+
+def _take(folder: Path, shared: bool) -> int:
+    try:
+        return _lock(folder, shared)
+    except BlockingIOError as e:
+        raise DatasetError(
+            f"{printable(folder)} is being written by {printable(e.args[1])}; "
+            "wait for it, or pass another output path."
+        ) from None
+    except OSError as e:
+        raise _unmade(folder, e) from e
+
+
+def _unmade(folder: Place, e: OSError) -> DatasetError:
+    return DatasetError(f"{printable(folder)} cannot be made ({e.strerror}); pass an output path that can be written.")
 
 
 def _lock(folder: Path, shared: bool) -> int:
@@ -151,8 +176,17 @@ def _tidy(folder: Path, descriptor: int, shared: bool) -> None:
                 return
         except BlockingIOError:
             return
+    _sweep(folder)
+    _leave(folder)
+
+
+def _sweep(folder: Path) -> None:
+    """Take away what killed runs were at: nobody else is here."""
     for leftover in folder.glob(".*.tmp"):
         leftover.unlink(missing_ok=True)
+
+
+def _leave(folder: Path) -> None:
     (folder / LOCK_NAME).unlink(missing_ok=True)
     with suppress(OSError):  # not empty: there is something to resume
         folder.rmdir()

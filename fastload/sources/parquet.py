@@ -105,6 +105,10 @@ class ParquetReader:
         for file in dict.fromkeys(record.path.rpartition("/")[0] for record in records):
             self._unpacked_file(file)
 
+    def file_of(self, record: Record) -> Place:
+        """Return the parquet file that holds a record."""
+        return self.root / record.path.rpartition("/")[0]
+
     def _unpacked_file(self, file: str) -> tuple[int, npt.NDArray[np.int64]]:
         """Return (descriptor, where each row begins in it, and the last one's end)."""
         with self._lock:
