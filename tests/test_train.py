@@ -20,6 +20,7 @@ from fastload.config import Loss
 from fastload.errors import ConfigError, TrainError
 from fastload.evaluation import Totals, draw_confusion, write_confusion
 from fastload.profiling.report import write_json
+from fastload.results import make_output
 from fastload.train import Phase
 
 pytestmark = pytest.mark.usefixtures("no_accelerate_left")
