@@ -105,6 +105,8 @@ def convert(
         _refuse_other_plan(folder, plan)
         if task is not None:
             _write_plan(plan, folder / PLAN_NAME)
+        if progress:
+            filler.say_what_stands()
         total = sum(len(plan.shards[n].records) for n in numbers)
         with progress_bar("convert", total, progress) as advance:
             digests = convert_shards(filler, pool, advance)
@@ -257,6 +259,8 @@ def close(output: Output, manifest: Manifest, samples: Iterable[tuple[object, ..
         if manifest.skipped:
             file = folder / BAD_NAME
             write_table(file, ("path", "reason"), ((s["path"], s["reason"]) for s in manifest.skipped))
+        else:  # of an earlier try
+            (folder / BAD_NAME).unlink(missing_ok=True)
         file = folder / MANIFEST_NAME
         write_text(file, manifest.to_json())
         file = folder / PLAN_NAME  # not before: without it, and without a manifest, `merge` could not go on

@@ -103,7 +103,7 @@ class Profile(Generic[Batch]):
             device = getattr(loader, "device", None) if self._is_ours else gpu_in_use()
         self._device = parse_device(device)
         self._rank, self._world_size = ranks.current()
-        self._known_as = f"profile{next(_numbers)}"
+        self._known_as, self._made_at = f"profile{next(_numbers)}", time.time()
         self._feeding = Feeding.of(loader)
         self._meter, self._replay_meter = WaitMeter(self._device, num_warmup=num_warmup), WaitMeter(self._device)
         self._system = SystemMeter(num_workers=self._feeding.num_workers)
@@ -265,7 +265,7 @@ class Profile(Generic[Batch]):
             )),
         ).as_dict()  # fmt: skip
         if complete:
-            self.report = ranks.gather(report, self._rank, self._world_size, self._known_as)
+            self.report = ranks.gather(report, self._rank, self._world_size, self._known_as, self._made_at)
             if self.report is not None and self.report["run"]["num_ranks"] < ranks.num_here(self._world_size):
                 self._failures.append("the report of another rank did not come in time, and is left out")
         else:

@@ -250,17 +250,25 @@ def _download(published: Published, looked: list[str]) -> Weights | None:
 def _fetch(url: str, file: Path) -> str:
     """Download `url` to `file`, whole or not at all; return why that failed, or nothing."""
     named = _HASH.search(file.name)
+    part = file.with_name(f".{os.getpid()}-{file.name}")  # several ranks may fetch it
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(STALL_SECONDS)  # torch's download has no other way to be given one
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(file), named and named[1], progress=sys.stderr.isatty())
+        torch.hub.download_url_to_file(url, str(part), named and named[1], progress=sys.stderr.isatty())
+        if named is None:  # what was cut off on its way is told by nothing but itself
+            load_weights(part)
+        part.replace(file)
+    except CheckpointError:
+        return "what came is no whole file of weights"
     except RuntimeError:
         return "what came has not the checksum in its name"
     except Exception as e:  # what a broken connection raises depends on where it breaks
         return f"the download broke off ({type(e).__name__})"
     finally:
         socket.setdefaulttimeout(before)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
     return ""
 
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torchvision.transforms.v2 as T
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from fastload import Augment, Loader, TrainConfig, Trainer, open_dataset
@@ -152,12 +153,13 @@ def test_phases_with_loaders_of_their_own_go_on_exactly(dataset: Path, tmp_path:
 
 
 def fit(
-    dataset: Path, output: Path, model: torch.nn.Module | None = None, split: str = "train", **config: object
+    dataset: Path, output: Path, model: torch.nn.Module | None = None, split: str = "train", batch_size: int = 5,
+    **config: object,
 ) -> None:
     trainer = Trainer(
         TrainConfig(**{"device": "cpu", "log_with": None, "max_steps": 99, "output": output, "epochs": 2, **config})
     )  # type: ignore[arg-type]
-    trainer.fit(model or network(), Loader(open_dataset(dataset, split), 5))
+    trainer.fit(model or network(), Loader(open_dataset(dataset, split), batch_size))
 
 
 def test_it_does_not_go_on_with_other_settings_or_a_damaged_state(dataset: Path, tmp_path: Path) -> None:
@@ -166,9 +168,17 @@ def test_it_does_not_go_on_with_other_settings_or_a_damaged_state(dataset: Path,
         fit(dataset, tmp_path / "run", lr=0.002, resume=True)
     with pytest.raises(CheckpointError, match=r"saved with data=.*train.*and now it is .*valid"):
         fit(dataset, tmp_path / "run", split="valid", resume=True)
+    with pytest.raises(CheckpointError, match=r"steps and batch size=\[\[2, 5\]\], and now it is \[\[3, 4\]\]"):
+        fit(dataset, tmp_path / "run", batch_size=4, resume=True)
     before = (tmp_path / "run" / "result.json").read_bytes()
     fit(dataset, tmp_path / "run", resume=True)  # has ended
     assert (tmp_path / "run" / "result.json").read_bytes() == before
+    file = tmp_path / "run" / "state.safetensors"
+    with safe_open(file, framework="pt") as opened:
+        about = json.loads(opened.metadata()["fastload"])
+    del about["settings"]["steps and batch size"]  # as older ones
+    write_tensors(file, load_file(file), {"fastload": json.dumps(about)})
+    fit(dataset, tmp_path / "run", resume=True)
     with pytest.raises(CheckpointError, match="another model"):
         fit(dataset, tmp_path / "run", torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1200, 3)), resume=True)
     state = tmp_path / "run" / "state.safetensors"

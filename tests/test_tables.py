@@ -117,13 +117,32 @@ def test_a_table_that_cannot_be_right(tmp_path: Path, text: str, options: dict[s
         read_table(write(tmp_path, text), **options)  # type: ignore[arg-type]
 
 
-def test_files_that_are_no_tables(tmp_path: Path) -> None:
+@pytest.mark.parametrize("flip", [1, 0x80, 0xFF])
+def test_a_packed_table_that_is_damaged_anywhere(tmp_path: Path, flip: int) -> None:
+    packed = gzip.compress("".join(f"{i},{i * i % 7},{'ab'[i % 2]}\n" for i in range(60)).encode())
+    num_refused = 0
+    for place in range(len(packed)):
+        (tmp_path / "t.csv.gz").write_bytes(packed[:place] + bytes([packed[place] ^ flip]) + packed[place + 1 :])
+        try:
+            read_table(tmp_path / "t.csv.gz")
+        except SourceError:
+            num_refused += 1
+    assert num_refused >= len(packed) - 8  # of the header some bytes tell nothing of the table
+
+
+def test_files_that_are_no_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "long.csv.gz").write_bytes(gzip.compress(b"1,2\n" * 50_000))
     (tmp_path / "t.csv.gz").write_bytes(b"no gzip")
     with pytest.raises(SourceError, match="cannot be read"):
         read_table(tmp_path / "t.csv.gz")
     (tmp_path / "cut.csv.gz").write_bytes(gzip.compress(b"1,2\n" * 9999)[:-20])
     with pytest.raises(SourceError, match="cannot be read"):
         read_table(tmp_path / "cut.csv.gz")
+    (tmp_path / "wide.csv.gz").write_bytes(gzip.compress(b"1" * 99_999))
+    monkeypatch.setattr("fastload.sources.tables.MAX_UNPACKED_BYTES", 50_000)
+    for name in ("wide.csv.gz", "long.csv.gz"):
+        with pytest.raises(SourceError, match=f"{name} holds more than 50,000 bytes; unpack it"):
+            read_table(tmp_path / name)
     with pytest.raises(SourceError, match="no such file; check the path"):
         read_table(tmp_path / "nowhere.csv")
 
