@@ -19,7 +19,7 @@ from bench.peers import Crop, training_folder
 from fastload.conversion_ffcv import convert_to_ffcv
 from fastload.errors import ConfigError, printable
 from fastload.formats.ffcv import Mode
-from fastload.profiling.report import command, environment, write_json
+from fastload.profiling.report import described
 
 BASELINE = "ImageFolder + DataLoader"
 
@@ -117,7 +117,7 @@ def _result(
     baseline = medians[best]
     crop = {"plain": "RandomCrop", "resized": "RandomResizedCrop", "padded": "RandomCrop with padding 4"}[options.crop]
     return {
-        "schema": "fastload-bench-loader", "version": 2, "command": command(), **environment(),
+        "schema": "fastload-bench-loader", "version": 2, **described(),
         "data": {"name": folder.resolve().name, "images": count, "stored": options.store},
         "settings": {
             "size": options.size, "batch_size": options.batch_size, "workers": list(options.workers),
@@ -133,8 +133,8 @@ def _result(
     }  # fmt: skip
 
 
-def say(result: dict[str, Any], file: Path | None) -> None:
-    """Print the table; write the JSON where asked."""
+def say(result: dict[str, Any]) -> None:
+    """Print the table."""
     s, data = result["settings"], result["data"]
     table = Table(title=f"{data['images']:,} images, {data['stored']} -> {s['size']} px, batches of {s['batch_size']}, "
                   f"{result['machine']['cores']} cores; {s['transforms']}")  # fmt: skip
@@ -146,6 +146,3 @@ def say(result: dict[str, Any], file: Path | None) -> None:
         ratio, first = result["ratio_to_baseline"][name], result["first_batch_seconds"][name]
         table.add_row(name, f"{speed:,}", f"{ratio:.1f}", f"{first:.2f}")
     Console().print(table)
-    if file is not None:
-        write_json(file, result)
-        print(f"wrote {file}")
