@@ -81,7 +81,7 @@ class Totals:
         outputs = outputs.float()
         error = outputs.new_zeros(())
         if self.kind == "mse":
-            error = (outputs.reshape(labels.shape) - labels).abs().flatten(1).mean(1).sum()
+            error = _mean_of_each((outputs.reshape(labels.shape) - labels).abs()).sum()
             num_samples = outputs.new_full((), len(labels))
         else:
             said = (outputs.flatten() > 0).long() if self.kind == "bce" else outputs.argmax(1)
@@ -182,10 +182,15 @@ def draw_confusion(folder: Path) -> None:
 def _losses(kind: Loss, outputs: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
     """Return the loss of each sample, float32 [N]; 0 of those without a label."""
     if kind == "mse":
-        return functional.mse_loss(outputs.reshape(labels.shape), labels, reduction="none").flatten(1).mean(1)
+        return _mean_of_each(functional.mse_loss(outputs.reshape(labels.shape), labels, reduction="none"))
     if kind == "bce":
         known = labels != UNLABELLED
         losses = functional.binary_cross_entropy_with_logits(outputs.flatten(), labels.float(), reduction="none")
         return losses.where(known, 0.0)
     ignore = {"ignore_index": UNLABELLED} if labels.ndim == 1 else {}
     return functional.cross_entropy(outputs, labels, reduction="none", label_smoothing=smoothing, **ignore)  # type: ignore[arg-type]
+
+
+def _mean_of_each(errors: torch.Tensor) -> torch.Tensor:
+    """Return the mean over a sample's targets; a dataset that is not ours may list one for each, without an axis."""
+    return errors if errors.ndim == 1 else errors.flatten(1).mean(1)
