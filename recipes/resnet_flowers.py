@@ -73,7 +73,7 @@ def main(s: Settings) -> None:
 def train(s: Settings) -> tuple[fastload.Trainer, TrainResult, str]:
     """Train in one or two phases; return by whom, what came of it, and where the first weights were from."""
     trainer = fastload.Trainer(s)
-    train, valid = (open_resident(s.dataset, split) for split in ("train", "valid"))
+    train, valid = (open_resident(s.dataset, split, channels=3) for split in ("train", "valid"))
     network, origin = build(s.model, len(train.classes), s.weights)
     crop = s.crop or max(32, s.size * 7 // 8 // 32 * 32)
     check_takes(network, crop // 2 if s.small_epochs else crop, s.size if s.augment == "strong" else crop)

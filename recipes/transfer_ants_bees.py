@@ -61,7 +61,7 @@ class Settings(fastload.TrainConfig):
 def main(s: Settings) -> None:
     """Fine-tune on `train`, and tell how well it does on `valid`."""
     trainer = fastload.Trainer(s)
-    train, valid = (open_resident(s.dataset, split) for split in ("train", "valid"))
+    train, valid = (open_resident(s.dataset, split, channels=3) for split in ("train", "valid"))
     network, origin = build(s.model, len(train.classes), s.weights)
     check_takes(network, s.crop)
 
