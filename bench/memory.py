@@ -13,7 +13,7 @@ from rich.table import Table
 
 import fastload
 from bench.one_loader import children
-from bench.peers import training_folder
+from bench.peers import check_enough, training_folder
 from fastload.errors import ConfigError
 from fastload.profiling.report import described
 
@@ -22,9 +22,13 @@ MIB = 2**20
 
 def measure(folder: Path, *, store: int, size: int, batch_size: int, epochs: int) -> dict[str, Any]:
     """Run epochs in processes of their own and return the result, ready for JSON."""
-    if epochs < 10 or not 1 <= size <= store:
-        raise ConfigError(f"epochs={epochs}, size={size}, store={store}: at least 10, and crops of 1 to store pixels.")
+    if epochs < 10 or batch_size < 1 or not 1 <= size <= store:
+        raise ConfigError(
+            f"epochs={epochs}, batch_size={batch_size}, size={size}, store={store}: at least 10 epochs, batches of 1 "
+            "image, and crops of 1 to store pixels are needed."
+        )
     with training_folder(folder, 1 << 62) as (images, count), tempfile.TemporaryDirectory() as scratch:
+        check_enough(folder, count, batch_size)
         dataset = fastload.convert(images, Path(scratch) / "bench.fastload", size=store, progress=True)
         num_bytes = fastload.open_dataset(str(dataset)).num_bytes
         # As stored and as handed out.
