@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from fastload.config import Loss
 from fastload.errors import ConfigError, printable
-from fastload.files import write_text, write_whole, writing
+from fastload.files import write_table, write_whole, writing
 from fastload.records import UNLABELLED
 
 
@@ -128,18 +128,14 @@ def write_confusion(folder: Path, confusion: torch.Tensor, classes: Sequence[str
         ConfigError: the disk is full or the folder cannot be written.
     """
     names = [printable(c) for c in classes] if len(classes) == len(confusion) else [*map(str, range(len(confusion)))]
-    table, per_class = io.StringIO(), io.StringIO()
     rows = confusion.tolist()
-    csv.writer(table, lineterminator="\n").writerows(
-        [["true class", *names], *([name, *row] for name, row in zip(names, rows, strict=True))]
-    )
+    table = ((name, *row) for name, row in zip(names, rows, strict=True))
+    with writing(folder / "confusion.csv"):
+        write_table(folder / "confusion.csv", ("true class", *names), table)
     counts = [(name, sum(row), row[k]) for k, (name, row) in enumerate(zip(names, rows, strict=True))]
-    csv.writer(per_class, lineterminator="\n").writerows(
-        [["class", "samples", "right", "accuracy"], *((*c, f"{c[2] / c[1]:.4f}" if c[1] else "") for c in counts)]
-    )
-    for file, text in ((folder / "confusion.csv", table), (folder / "per_class.csv", per_class)):
-        with writing(file):
-            write_text(file, text.getvalue())
+    per_class = ((*c, f"{c[2] / c[1]:.4f}" if c[1] else "") for c in counts)
+    with writing(folder / "per_class.csv"):
+        write_table(folder / "per_class.csv", ("class", "samples", "right", "accuracy"), per_class)
 
 
 def draw_confusion(folder: Path) -> None:
