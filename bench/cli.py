@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -122,8 +123,23 @@ def gpu_util(
                       loaders=tuple(word.strip() for word in loader.split(",") if word.strip()))  # fmt: skip
     outputs.check()
     report, console = measure(data, options), Console()
-    say(report, console, reached_gain(report))
     outputs.write(report, console)
+    say(report, console, reached_gain(report))
+
+
+def _tell(measure: Callable[[], dict[str, Any]], say: Callable[[dict[str, Any]], None], file: Path | None) -> None:
+    """Measure, write the result where asked, and print it: in this order, for who reads may not wait (`| head -1`)."""
+    from rich.console import Console
+
+    from bench.outputs import Outputs, say_written
+    from fastload.profiling.report import write_json
+
+    Outputs(json=file).check()
+    result = measure()
+    if file is not None:
+        write_json(file, result)
+        say_written(file, Console())
+    say(result)
 
 
 def _one_way_in(context: typer.Context, data: Path | None, words: list[str] | None) -> None:
@@ -164,8 +180,8 @@ def compare(
     console = Console()
     try:
         changed = compared(*reports)
-        say_comparison(changed, console)
         outputs.write(reports[1], console, changed)
+        say_comparison(changed, console)
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as e:
         raise ConfigError(
             f"{printable(before)} or {printable(after)} is not as the schema of reports says ({printable(e)}); measure "
@@ -204,7 +220,7 @@ def loader(
         store=store, size=size, batch_size=batch_size, workers=tuple(workers or (1, 2, 4)), threads=threads,
         rounds=rounds, crop=crop, max_images=images,
     )  # fmt: skip
-    say(measure(folder, options), json)
+    _tell(lambda: measure(folder, options), say, json)
 
 
 @app.command()
@@ -219,7 +235,7 @@ def memory(
     """Measure the private memory that a loader adds to its process, in host and mapped, over many epochs."""
     from bench.memory import measure, say
 
-    say(measure(folder, store=store, size=size, batch_size=batch_size, epochs=epochs), json)
+    _tell(lambda: measure(folder, store=store, size=size, batch_size=batch_size, epochs=epochs), say, json)
 
 
 @app.command()
@@ -235,7 +251,8 @@ def growth(
     """Measure what a larger dataset costs: images/s and seconds to open, for made images of 32 px."""
     from bench.growth import measure, say
 
-    say(measure(tuple(thousands or (1, 10, 100, 1000)), batch_size=batch_size, rounds=rounds), json)
+    sizes = tuple(thousands or (1, 10, 100, 1000))
+    _tell(lambda: measure(sizes, batch_size=batch_size, rounds=rounds), say, json)
 
 
 @app.command()
@@ -262,8 +279,9 @@ def convert(
     """
     from bench.convert import measure, say
 
-    say(measure(folder, size=size, workers=workers, rounds=rounds, repeat=repeat, made=made, count=count,
-                slow_images=slow_images), json)  # fmt: skip
+    options: dict[str, Any] = {"size": size, "workers": workers, "rounds": rounds, "repeat": repeat, "made": made,
+                               "count": count, "slow_images": slow_images}  # fmt: skip
+    _tell(lambda: measure(folder, **options), say, json)
 
 
 @app.command()
@@ -285,7 +303,7 @@ def augment(
     """
     from bench.augment import measure, say
 
-    say(measure(store=store, size=size, batch_size=batch_size, rounds=rounds, device=device), json)
+    _tell(lambda: measure(store=store, size=size, batch_size=batch_size, rounds=rounds, device=device), say, json)
 
 
 @app.command()
@@ -312,7 +330,7 @@ def training(
 
     options = Options(model=model, size=size, batch_size=batch_size, epochs=epochs, seeds=seeds, workers=workers, lr=lr,
                       crop=crop, precision=precision)  # fmt: skip
-    say(measure(folder, options), json)
+    _tell(lambda: measure(folder, options), say, json)
 
 
 @app.command()
@@ -325,7 +343,7 @@ def truth(
     """Measure the profiler itself: loaders and steps of known length, loaders slow for a known reason, its cost."""
     from bench.truth import measure, say
 
-    say(measure(step_ms=step_ms, num_steps=steps, only=only), json)
+    _tell(lambda: measure(step_ms=step_ms, num_steps=steps, only=only), say, json)
 
 
 @app.command()

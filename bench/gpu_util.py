@@ -22,9 +22,9 @@ from rich.progress import Progress
 
 import fastload
 from bench.feeds import Feed, Step
-from bench.peers import beton_loader, fast_loader, find_pair, folder_loader, training_folder
+from bench.peers import beton_loader, check_enough, fast_loader, find_pair, folder_loader, training_folder
 from fastload.devices import parse_device
-from fastload.errors import ConfigError, SourceError, printable
+from fastload.errors import ConfigError, printable
 from fastload.gain import predicted_rate, resident_bytes
 from fastload.profiling.actions import MEASURED, Advice, advise
 from fastload.profiling.loops import make_loop
@@ -88,11 +88,7 @@ def measure(data: Path, options: Options) -> dict[str, Any]:
         tempfile.TemporaryDirectory() as scratch,
     ):
         # The first batch of an epoch never counts: an epoch of one batch has no step to measure.
-        if count < 2 * options.batch_size:
-            raise SourceError(
-                f"{printable(folder)} has {count} training images, less than two batches of {options.batch_size}; "
-                "use a smaller --batch-size, or more images."
-            )
+        check_enough(folder, count, options.batch_size, num_batches=2)
         step = _make_step(options, len(list(images.iterdir())), device)
         feeds = [
             _feed(kind, images, dataset, Path(scratch), store, options, device)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fastload import __version__
 from fastload.decode import MAX_PIXELS, Fit
 from fastload.errors import ConfigError, DatasetError, SourceError, printable
-from fastload.files import write_text, write_whole
+from fastload.files import write_table, write_text, write_whole
 from fastload.filling import Filler, convert_shards, finished_shards, num_writers
 from fastload.formats.manifest import BAD_NAME, MANIFEST_NAME, SAMPLES_NAME, Field, Manifest, Shard
 from fastload.formats.resident import read_shard_metadata, sha256_of
@@ -331,34 +328,6 @@ def _other_plan(folder: Place) -> DatasetError:
         f"{printable(folder)} holds an unfinished conversion with another source or other options; "
         "finish it with its own command, or delete it."
     )
-
-
-def write_table(file: Place, head: Sequence[str], rows: Iterable[tuple[object, ...]]) -> None:
-    """Write a table as CSV, whole or not at all; OSError where it cannot be written."""
-
-    def lines() -> Iterator[bytes]:
-        text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n")
-        for row in itertools.chain([head], rows):
-            # Python before 3.13 quotes no carriage return, unless it is in what ends a line.
-            if any("\r" in cell for cell in row if isinstance(cell, str)):
-                quoted = io.StringIO(newline="")
-                csv.writer(quoted).writerow(row)
-                text.write(quoted.getvalue().removesuffix("\r\n") + "\n")
-            else:
-                table.writerow(row)
-            if text.tell() >= 1 << 20:
-                yield _taken(text)
-        yield _taken(text)
-
-    write_whole(file, lines())
-
-
-def _taken(text: io.StringIO) -> bytes:
-    data = text.getvalue().encode("utf-8", "surrogateescape")
-    text.seek(0)
-    text.truncate()
-    return data
 
 
 @contextmanager

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fastload import __version__
-from fastload.conversion import OnBad, checked_workers, listed, progress_bar, write_table
+from fastload.conversion import OnBad, checked_workers, listed, progress_bar
 from fastload.decode import MAX_PIXELS, decode_whole
 from fastload.errors import ConfigError, DatasetError, DecodeError, SourceError, printable
-from fastload.files import draft_path
+from fastload.files import draft_path, write_table
 from fastload.filling import changed_since, reason_to_skip
 from fastload.formats.ffcv import Mode, write_beton
 from fastload.formats.manifest import BAD_NAME

@@ -14,7 +14,6 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 import torch
-from rich.console import Console
 
 from fastload.devices import parse_device
 from fastload.errors import ConfigError, printable
@@ -163,7 +162,7 @@ class Profile(Generic[Batch]):
             return
         self._open = False
         atexit.unregister(self.close)
-        self._line.clear()
+        self._safely(self._line.clear)
         self._safely(self._end_window)  # of a loop that an error holds on to
         self._safely(self._finish, complete and self._replay, complete)
         if self._failures and not self._quiet:
@@ -346,10 +345,10 @@ class Profile(Generic[Batch]):
         except Exception as failure:  # the user's loop goes on whatever happens in here
             self._failures.append(f"{type(failure).__name__}: {printable(failure)}")
 
-    def _say(self, say: Callable[[Console], object]) -> None:
-        # At the very end of a program standard error may be gone.
+    def _say(self, say: Callable[[terminal.Terminal], object]) -> None:
+        # A pipe's reader or a terminal may be gone; at the very end of a program standard error itself.
         with suppress(OSError, ValueError):
-            say(Console(stderr=True, soft_wrap=True))
+            say(terminal.Terminal(stderr=True, soft_wrap=True))
 
 
 def profile(loader: Iterable[Batch], **options: Any) -> Iterator[Batch]:

@@ -15,7 +15,7 @@ from fastload.config import Monitor, TrainConfig
 from fastload.errors import ConfigError, printable
 from fastload.formats import AnyDataset
 from fastload.loader import Loader
-from fastload.profiling.report import command, environment, rounded
+from fastload.profiling.report import described, rounded
 
 CLAIM_NAME = ".claimed"
 
@@ -151,7 +151,7 @@ def report(result: TrainResult, train: Loader, about: dict[str, Any], accelerato
         return {k: shortened(v) for k, v in asdict(epoch).items()}
 
     return {
-        "schema": "fastload-train", "version": 2, "command": command(), **environment(),
+        "schema": "fastload-train", "version": 2, **described(),
         "num_processes": accelerator.num_processes, "device": accelerator.device.type,
         "precision": accelerator.mixed_precision,
         "data": {

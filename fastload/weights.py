@@ -95,7 +95,7 @@ def build(
         options: passed on to timm or torchvision, e.g. `drop_rate`.
 
     Raises:
-        ConfigError: no such model.
+        ConfigError: no such model, or none with these options.
         CheckpointError: as `resolve`; or the file is damaged or of another model.
     """
     if not isinstance(weights, Weights):
@@ -169,10 +169,17 @@ def _create(model_name: str, num_classes: int, options: dict[str, Any]) -> torch
     import torchvision
 
     find_published(model_name)  # an unknown name is said in one sentence
-    if timm.is_model(model_name):
-        model: torch.nn.Module = timm.create_model(model_name, num_classes=num_classes, **options)
-    else:
-        model = torchvision.models.get_model(model_name, num_classes=num_classes, **options)
+    create: Any = timm.create_model if timm.is_model(model_name) else torchvision.models.get_model
+    try:
+        model: torch.nn.Module = create(model_name, num_classes=num_classes, **options)
+    except Exception as e:  # each model says it its own way
+        if not options:
+            raise
+        given = ", ".join(f"{key}={value!r}" for key, value in options.items())
+        raise ConfigError(
+            f"model {printable(model_name)} cannot be made with {printable(given)} ({printable(e).rstrip('.')}); pass "
+            "other values, or another model."
+        ) from e
     return model
 
 

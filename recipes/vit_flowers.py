@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 import torchvision.transforms.v2 as T
 import tyro
-from inputs import open_resident
+from inputs import check_range, open_resident
 
 import fastload
 from fastload import settings
@@ -58,11 +58,17 @@ class Settings(fastload.TrainConfig):
     ema: float | None = 0.998
     output: Path = Path("runs/vit_flowers")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, 1, "size", "patch_size", "depth")
+        check_range(self, 0, "drop_path", below=1)
+        check_range(self, 0, "mixup")
+
 
 def main(s: Settings) -> None:
     """Train on `train`, and tell how well it does on `valid`."""
     trainer = fastload.Trainer(s)
-    train, valid = (open_resident(s.dataset, split) for split in ("train", "valid"))
+    train, valid = (open_resident(s.dataset, split, channels=3) for split in ("train", "valid"))
     options = {"img_size": s.size, "patch_size": s.patch_size, "depth": s.depth, "drop_path_rate": s.drop_path}
     network, origin = build(s.model, len(train.classes), s.weights, **options)
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from fastload import Augment, Loader, convert, open_dataset
-from fastload.conversion import write_table
 from fastload.conversion_tables import convert_table
 from fastload.errors import ConfigError, DatasetError, SourceError
+from fastload.files import write_table
 from fastload.formats.manifest import read_manifest
 from fastload.formats.resident import find_damage
 from fastload.output import Output

@@ -41,6 +41,7 @@ FLOORS = {
     ],
     3: [
         "train",
+        "agreement",
         "checkpoint",
         "config",
         "settings",
@@ -59,10 +60,10 @@ FLOORS = {
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 # One room in several files.
 SAME_FLOOR = {
-    *(("train", room) for room in ("checkpoint", "config", "evaluation", "optim", "phases", "results", "resuming",
-                                   "settings", "tracking")),
+    *(("train", room) for room in ("agreement", "checkpoint", "config", "evaluation", "optim", "phases", "results",
+                                   "resuming", "settings", "tracking")),
     *(("phases", room) for room in ("config", "optim", "resuming", "tracking")),
-    *((room, "config") for room in ("evaluation", "optim", "results", "resuming", "settings", "tracking")),
+    *((room, "config") for room in ("agreement", "evaluation", "optim", "results", "resuming", "settings", "tracking")),
     ("resuming", "checkpoint"), ("resuming", "results"), ("resuming", "settings"), ("tracking", "results"),
     ("weights", "checkpoint"), ("profiler", "gain"), ("cli", "doctor"), ("cli", "options"), ("cli", "converting"),
     ("conversion", "filling"), ("conversion", "plan"), ("filling", "plan"),
@@ -161,8 +162,8 @@ def test_bench_and_recipes_are_not_imported_by_the_package() -> None:
 
 def test_the_public_surface_is_this() -> None:
     assert fastload.__all__ == [
-        "convert", "open_dataset", "Loader", "Augment", "profile", "Profile", "Trainer", "TrainConfig", "FastloadError",
-        "__version__",
+        "convert", "open_dataset", "Loader", "Augment", "profile", "Profile", "Trainer", "TrainConfig", "Phase",
+        "FastloadError", "__version__",
     ]  # fmt: skip
     for name in fastload.__all__:
         assert getattr(fastload, name) is not None

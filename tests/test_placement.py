@@ -65,7 +65,7 @@ def test_this_machine_has_memory() -> None:
     assert 2**20 < memory.free_host_bytes() <= memory.meminfo_bytes("MemTotal")
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:99", "", "cuda:x"])
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "", "cuda:x", "xpu", "meta", "hpu"])
 def test_a_device_that_is_not_there(name: str) -> None:
     with pytest.raises(ConfigError):
         devices.parse_device(name)

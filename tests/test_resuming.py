@@ -15,8 +15,8 @@ from fastload import Augment, Loader, TrainConfig, Trainer, open_dataset
 from fastload.checkpoint import write_tensors
 from fastload.devices import leave_group
 from fastload.errors import CheckpointError, exit_with
+from fastload.phases import Phase
 from fastload.resuming import find_state, settings_of
-from fastload.train import Phase
 from tests.conftest import launch
 from tests.train_ranks import network
 

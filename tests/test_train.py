@@ -19,9 +19,9 @@ from fastload.checkpoint import load_matching
 from fastload.config import Loss
 from fastload.errors import ConfigError, TrainError
 from fastload.evaluation import Totals, draw_confusion, write_confusion
+from fastload.phases import Phase
 from fastload.profiling.report import write_json
 from fastload.results import make_output
-from fastload.train import Phase
 
 pytestmark = pytest.mark.usefixtures("no_accelerate_left")
 QUICK: dict[str, object] = {"log_with": None, "max_steps": 1000}  # no tracker, and nothing is drawn

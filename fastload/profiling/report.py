@@ -114,9 +114,9 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def described(**run: Any) -> dict[str, Any]:
-    """Return `environment()` with this process's command, as a report of version 2 has it."""
-    return {"command": command(), **environment(), **run}
+def described() -> dict[str, Any]:
+    """Return `environment()` with this process's command: what every result begins with."""
+    return {"command": command(), **environment()}
 
 
 @dataclass(frozen=True, kw_only=True)
