@@ -7,7 +7,7 @@ from typing import Any, overload
 
 from fastload.errors import DatasetError, printable
 from fastload.formats.ffcv import Beton, find_beton_damage, open_beton
-from fastload.formats.manifest import MANIFEST_NAME, read_manifest
+from fastload.formats.manifest import MANIFEST_NAME, of_betons, read_manifest
 from fastload.formats.mapstyle import MapDataset, open_folder
 from fastload.formats.resident import Dataset, find_damage
 from fastload.places import as_place, exists
@@ -68,7 +68,7 @@ def open_dataset(
         and not exists(path / MANIFEST_NAME, DatasetError)
         and not path.name.endswith(".fastload")
     ):
-        raise DatasetError(
+        raise of_betons(path) or DatasetError(
             f"{printable(path)} is a folder without {MANIFEST_NAME}, so no dataset; "
             f"make one with: fastload convert {printable(path)}; or pass size=... to read the images one by one."
         )
