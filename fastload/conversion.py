@@ -29,7 +29,7 @@ from fastload.places import Place, as_place, exists, files_in, num_bytes_of
 from fastload.plan import PLAN_NAME, SHARD_BYTES, Plan, PlannedShard, Settings, is_plan_of, read_plan
 from fastload.pool import open_pool
 from fastload.records import Record, Source
-from fastload.sources import cut_splits, detect, is_packed_table
+from fastload.sources import cut_splits, detect, is_packed_table, library_name
 from fastload.urls import Url
 
 OnBad = Literal["stop", "skip"]
@@ -290,10 +290,15 @@ def _manifest(
 def default_output(source: str | Place | Source) -> Path:
     """Return SOURCE.fastload beside the source, whatever way it was written (`food11/`, `.`, `../x`).
 
+    Of `torchvision:CIFAR10` or `hf:org/CIFAR10` it is `cifar10.fastload`, in the working folder.
+
     Raises:
         ConfigError: the source is no path.
         SourceError: it cannot be looked at.
     """
+    name = library_name(source) if isinstance(source, str | Source) else None
+    if name is not None and name not in ("", ".", ".."):
+        return Path(f"{name.lower()}.fastload")
     path = source.root if isinstance(source, Source) else as_place(source)
     if isinstance(path, Url) or (not exists(path, SourceError) and ":" in str(path)):
         raise ConfigError(f"{printable(path)} is no path; name the dataset to write as well, e.g. data.fastload.")

@@ -165,14 +165,12 @@ def of_betons(folder: Place) -> DatasetError | None:
         names = files_in(folder, ".beton")
     except OSError:
         return None
+    if not names:
+        return None
     shown = printable(folder)
-    return (
-        DatasetError(
-            f"{shown} holds FFCV's files ({printable(', '.join(names[:3]))}) and no {MANIFEST_NAME}; open one of them, "
-            f"e.g. {shown}/{printable(names[0])}, with fastload.open_dataset, or check all with: fastload verify {shown}"
-        )
-        if names
-        else None
+    return DatasetError(
+        f"{shown} holds FFCV's files ({printable(', '.join(names[:3]))}) and no {MANIFEST_NAME}; open one of them, "
+        f"e.g. {shown}/{printable(names[0])}, with fastload.open_dataset, or check all with: fastload verify {shown}"
     )
 
 
