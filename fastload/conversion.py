@@ -139,7 +139,14 @@ def merge(out: str | Place, *, progress: bool = False) -> Place:
         DatasetError: no tasks have run, one is running or missing, or `out` exists.
         SourceError: every image was bad.
     """
-    output = free_output(str(out).removesuffix(".partial"))
+    place = as_place(out)
+    if isinstance(place, Path) and place.suffix == ".partial":  # named as it lies there
+        place = place.with_suffix("")
+    output = Output(place, MANIFEST_NAME)
+    is_rewritten = isinstance(place, Path) and exists(output.folder, DatasetError)
+    if not is_rewritten and exists(output.path / MANIFEST_NAME, DatasetError):
+        raise DatasetError(f"{printable(output.path)} exists and is whole; there is nothing to merge.")
+    output.refuse_existing()
     if not exists(output.folder, DatasetError) or not output.folder.is_dir():
         raise DatasetError(
             f"{printable(output.folder)}: no such folder; run `fastload convert ... {printable(output.path)} "

@@ -16,7 +16,7 @@ from fastload.conversion import OnBad, checked_workers, listed, progress_bar, wr
 from fastload.decode import MAX_PIXELS, decode_whole
 from fastload.errors import ConfigError, DatasetError, DecodeError, SourceError, printable
 from fastload.filling import reason_to_skip
-from fastload.formats.ffcv import Mode, write_beton
+from fastload.formats.ffcv import Mode, is_about_beton, write_beton
 from fastload.formats.manifest import BAD_NAME
 from fastload.formats.shardfile import unwritten
 from fastload.places import Place, as_place, exists
@@ -67,6 +67,9 @@ def convert_to_ffcv(
     _make(out)
     todo = {name: [r for r in found.records if r.split == name] for name in found.counts()}
     whole = [split for split in SPLITS if exists(out / f"{split}.json", DatasetError)]
+    for file in (out / f"{split}.json" for split in whole):
+        if not is_about_beton(file):
+            raise DatasetError(f"{printable(file)} exists and is not of fastload; pass another output path.")
     if todo.keys() <= set(whole):
         raise DatasetError(f"{printable(out)} exists; pass another output path, or delete it first.")
     digest = _digest(found, mode, quality, max_resolution, max_pixels)

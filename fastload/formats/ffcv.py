@@ -22,7 +22,7 @@ from PIL import Image
 
 from fastload.errors import DatasetError, printable
 from fastload.formats.beton import RAW, BetonField, BetonInfo, blocks, check_beton, damaged, inspect
-from fastload.formats.ffcv_writer import FORMAT, VERSION, Mode, write_beton
+from fastload.formats.ffcv_writer import FORMAT, VERSION, Mode, is_about_beton, write_beton
 from fastload.formats.resident import sha256_of
 from fastload.places import exists
 from fastload.records import SPLITS
@@ -35,6 +35,7 @@ __all__ = [
     "betons_at",
     "check_beton",
     "find_beton_damage",
+    "is_about_beton",
     "open_beton",
     "write_beton",
 ]
@@ -174,29 +175,19 @@ def betons_at(path: Path) -> list[Path]:
         DatasetError: a `.beton` that is not there, and never was.
     """
     if path.is_dir():
-        named = (file.with_suffix(".beton") for file in path.glob("*.json") if _is_ours(file))
+        named = (file.with_suffix(".beton") for file in path.glob("*.json") if is_about_beton(file))
         return sorted({*path.glob("*.beton"), *named})
     if path.suffix != ".beton":
         return []
-    if not exists(path, DatasetError) and not _is_ours(path.with_suffix(".json")):
+    if not exists(path, DatasetError) and not is_about_beton(path.with_suffix(".json")):
         raise DatasetError(f"{printable(path)} does not exist; pass a .beton file, or a folder of these.")
     return [path]
-
-
-def _is_ours(file: Path) -> bool:
-    if not file.is_file():  # a pipe would wait for ever
-        return False
-    try:
-        with file.open("rb") as opened:
-            return FORMAT.encode() in opened.read(100)  # its first field; others' may be gigabytes
-    except OSError:
-        return False
 
 
 def find_beton_damage(path: str | Path, advance: Callable[[int], object] | None = None) -> Iterator[str]:
     """Yield one sentence if the file is not what the JSON beside it says, calling `advance(bytes)` as it reads."""
     path = Path(path)
-    if not exists(path, DatasetError) and _is_ours(path.with_suffix(".json")):
+    if not exists(path, DatasetError) and is_about_beton(path.with_suffix(".json")):
         yield f"{printable(path)} is missing."
         return
     try:

@@ -151,6 +151,17 @@ def write_beton(
     return out
 
 
+def is_about_beton(file: Path) -> bool:
+    """Tell whether a file is the JSON beside a beton of ours, cut or whole."""
+    if not file.is_file():  # a pipe would wait for ever
+        return False
+    try:
+        with file.open("rb") as opened:
+            return FORMAT.encode() in opened.read(100)  # its first field; others' may be gigabytes
+    except OSError:
+        return False
+
+
 def _import_ffcv() -> Any:
     try:
         import ffcv.fields
@@ -177,7 +188,8 @@ def _unfinished(out: Path) -> Iterator[tuple[Path, Path]]:
         if about.exists() or (out.exists() and not about_temporary.exists()):
             temporary.unlink()
             found = out if out.exists() else about
-            raise DatasetError(f"{printable(found)} exists; pass another output path, or delete it first.")
+            or_not = ", or delete it first" if is_about_beton(about) else ", as it is not of fastload"
+            raise DatasetError(f"{printable(found)} exists; pass another output path{or_not}.")
         try:
             yield temporary, about_temporary
         except OSError as e:
