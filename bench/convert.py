@@ -29,7 +29,8 @@ from torchvision.io import decode_jpeg
 
 import fastload
 from fastload.errors import ConfigError, SourceError, printable
-from fastload.profiling.report import command, environment, installed, write_json
+from fastload.machine import installed
+from fastload.profiling.report import command, environment, write_json
 from fastload.sources import detect
 
 BARE, OURS, FFCV, LOOP = "decode_jpeg alone", "fastload convert", "ffcv's writer", "PIL loop"

@@ -66,10 +66,7 @@ def convert_to_ffcv(
         raise ConfigError(f"{printable(found.name)} holds grey images, which ffcv cannot store; use --format resident.")
     _make(out)
     todo = {name: [r for r in found.records if r.split == name] for name in found.counts()}
-    whole = [split for split in SPLITS if exists(out / f"{split}.json", DatasetError)]
-    for file in (out / f"{split}.json" for split in whole):
-        if not is_about_beton(file):
-            raise DatasetError(f"{printable(file)} exists and is not of fastload; pass another output path.")
+    whole = _whole_splits(out)
     if todo.keys() <= set(whole):
         raise DatasetError(f"{printable(out)} exists; pass another output path, or delete it first.")
     digest = _digest(found, mode, quality, max_resolution, max_pixels)
@@ -107,6 +104,15 @@ def skipped_in(folder: Path) -> list[dict[str, str]]:
         DatasetError: the JSON of a split cannot be read.
     """
     return [entry for split in SPLITS for entry in _info(folder / f"{split}.json").get("skipped", ())]
+
+
+def _whole_splits(folder: Path) -> list[str]:
+    """Return the splits whose JSON stands there; DatasetError where one is somebody else's."""
+    whole = [split for split in SPLITS if exists(folder / f"{split}.json", DatasetError)]
+    for file in (folder / f"{split}.json" for split in whole):
+        if not is_about_beton(file):
+            raise DatasetError(f"{printable(file)} exists and is not of fastload; pass another output path.")
+    return whole
 
 
 def _digest(source: Source, *options: object) -> str:

@@ -28,6 +28,7 @@ from fastload.errors import ConfigError, DatasetError, printable
 from fastload.files import lock, sync
 from fastload.formats.beton import check_beton
 from fastload.formats.resident import sha256_of
+from fastload.machine import INSTALL_FFCV
 from fastload.records import stable_rank
 
 FORMAT = "fastload-beton"
@@ -38,7 +39,6 @@ Sample = Callable[[int], tuple[npt.NDArray[np.uint8], int]]
 FIRST_PAGE_BYTES = 8 << 20  # ffcv's own choice; images that do not fit a page get a larger one
 MAX_PAGE_BYTES = 1 << 30  # ffcv writes a page with one write(), and Linux cuts that just under 2 GiB
 MAX_SIDE = {"raw": 65_535, "jpg": 65_500, "proportion": 65_500}  # 16 bits in the metadata; libjpeg's own limit
-INSTALL = 'apt-get install libopencv-dev libturbojpeg0-dev pkg-config && pip install "fastload[ffcv]"'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +168,7 @@ def _import_ffcv() -> Any:
         import ffcv.memory_allocator
         import ffcv.writer
     except (ImportError, OSError) as e:  # OSError: a library of the system is missing
-        raise ConfigError(f"Writing FFCV files needs ffcv ({printable(e)}); get it with: {INSTALL}") from e
+        raise ConfigError(f"Writing FFCV files needs ffcv ({printable(e)}); get it with: {INSTALL_FFCV}") from e
     return ffcv
 
 
