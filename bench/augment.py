@@ -21,7 +21,8 @@ from bench.peers import MEAN, STD
 from fastload.augment import compiling
 from fastload.devices import parse_device
 from fastload.errors import ConfigError
-from fastload.profiling.report import described, installed
+from fastload.machine import installed
+from fastload.profiling.report import described
 
 OURS, BATCH, IMAGE, KORNIA, FFCV = "fastload", "torchvision, per batch", "torchvision, per image", "Kornia", "FFCV"
 JITTER = (0.4, 0.4, 0.4, 0.1)

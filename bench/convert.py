@@ -29,7 +29,8 @@ from torchvision.io import decode_jpeg
 
 import fastload
 from fastload.errors import ConfigError, SourceError, printable
-from fastload.profiling.report import described, installed
+from fastload.machine import installed
+from fastload.profiling.report import described
 from fastload.sources import detect
 
 BARE, OURS, FFCV, LOOP = "decode_jpeg alone", "fastload convert", "ffcv's writer", "PIL loop"

@@ -34,6 +34,7 @@ from fastload.profiling.samples import time_samples
 NUM_CACHED = 4
 NUM_BLOCKS = 3
 LOADERS = ("folder", "ffcv", "host", "mapped", "gpu", "auto")
+RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "resnet_flowers.py"
 IN_MEMORY = ("host", "mapped", "gpu")
 
 
@@ -188,8 +189,11 @@ def _gain(loops: tuple[Loop, ...], feeds: list[Feed], count: int, store: int) ->
 def _with_dataset(action: Action, data: Path) -> Action:
     if action.command is None or not action.command.startswith("fastload convert"):
         return action
-    command = f"accelerate launch recipes/resnet_flowers.py {shlex.quote(printable(data))}"
-    return replace(action, text="The images are converted: train from them.", command=command)
+    command = None
+    if RECIPE.is_file():  # not where bench was installed without its checkout
+        recipe = RECIPE.relative_to(Path.cwd()) if RECIPE.is_relative_to(Path.cwd()) else RECIPE
+        command = f"accelerate launch {shlex.quote(printable(recipe))} {shlex.quote(printable(data))}"
+    return replace(action, text="The images are converted: train from them with fastload.Loader.", command=command)
 
 
 def _make_step(options: Options, num_classes: int, device: torch.device) -> Step:

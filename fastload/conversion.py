@@ -26,7 +26,7 @@ from fastload.places import Place, as_place, exists, files_in, num_bytes_of
 from fastload.plan import PLAN_NAME, SHARD_BYTES, Plan, PlannedShard, Settings, is_plan_of, read_plan
 from fastload.pool import open_pool
 from fastload.records import Record, Source
-from fastload.sources import cut_splits, detect, is_packed_table
+from fastload.sources import cut_splits, detect, is_packed_table, library_name
 from fastload.urls import Url
 
 OnBad = Literal["stop", "skip"]
@@ -138,7 +138,14 @@ def merge(out: str | Place, *, progress: bool = False) -> Place:
         DatasetError: no tasks have run, one is running or missing, or `out` exists.
         SourceError: every image was bad.
     """
-    output = free_output(str(out).removesuffix(".partial"))
+    place = as_place(out)
+    if isinstance(place, Path) and place.suffix == ".partial":  # named as it lies there
+        place = place.with_suffix("")
+    output = Output(place, MANIFEST_NAME)
+    is_rewritten = isinstance(place, Path) and exists(output.folder, DatasetError)
+    if not is_rewritten and exists(output.path / MANIFEST_NAME, DatasetError):
+        raise DatasetError(f"{printable(output.path)} exists and is whole; there is nothing to merge.")
+    output.refuse_existing()
     if not exists(output.folder, DatasetError) or not output.folder.is_dir():
         raise DatasetError(
             f"{printable(output.folder)}: no such folder; run `fastload convert ... {printable(output.path)} "
@@ -291,10 +298,15 @@ def _manifest(
 def default_output(source: str | Place | Source) -> Path:
     """Return SOURCE.fastload beside the source, whatever way it was written (`food11/`, `.`, `../x`).
 
+    Of `torchvision:CIFAR10` or `hf:org/CIFAR10` it is `cifar10.fastload`, in the working folder.
+
     Raises:
         ConfigError: the source is no path.
         SourceError: it cannot be looked at.
     """
+    name = library_name(source) if isinstance(source, str | Source) else None
+    if name is not None and name not in ("", ".", ".."):
+        return Path(f"{name.lower()}.fastload")
     path = source.root if isinstance(source, Source) else as_place(source)
     if isinstance(path, Url) or (not exists(path, SourceError) and ":" in str(path)):
         raise ConfigError(f"{printable(path)} is no path; name the dataset to write as well, e.g. data.fastload.")

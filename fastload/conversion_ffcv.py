@@ -19,7 +19,7 @@ from fastload.decode import MAX_PIXELS, decode_whole
 from fastload.errors import ConfigError, DatasetError, DecodeError, SourceError, printable
 from fastload.files import draft_path, write_table
 from fastload.filling import changed_since, reason_to_skip
-from fastload.formats.ffcv import Mode, write_beton
+from fastload.formats.ffcv import Mode, is_about_beton, write_beton
 from fastload.formats.manifest import BAD_NAME
 from fastload.formats.shardfile import unwritten
 from fastload.output import alone_in
@@ -99,6 +99,15 @@ def skipped_in(folder: Path) -> list[dict[str, str]]:
     return [entry for split in SPLITS for entry in _info(folder / f"{split}.json").get("skipped", ())]
 
 
+def _whole_splits(folder: Path) -> list[str]:
+    """Return the splits whose JSON stands there; DatasetError where one is somebody else's."""
+    whole = [split for split in SPLITS if exists(folder / f"{split}.json", DatasetError)]
+    for file in (folder / f"{split}.json" for split in whole):
+        if not is_about_beton(file):
+            raise DatasetError(f"{printable(file)} exists and is not of fastload; pass another output path.")
+    return whole
+
+
 def _digest(source: Source, *options: object) -> str:
     """Return SHA-256 (hex) of what decides the betons."""
     return hashlib.sha256(json.dumps([source.digest(), *options]).encode()).hexdigest()
@@ -122,7 +131,7 @@ def _no_list_alone(out: Path) -> Iterator[None]:
 def _left_to_do(out: Path, found: Source, digest: str, on_bad: OnBad, progress: bool) -> dict[str, list[Record]]:
     """Return the records of each split that an earlier run has not written, or of images that were changed since."""
     todo = {name: [r for r in found.records if r.split == name] for name in found.counts()}
-    whole = {split: out / f"{split}.json" for split in SPLITS if exists(out / f"{split}.json", DatasetError)}
+    whole = {split: out / f"{split}.json" for split in _whole_splits(out)}
     if todo.keys() <= whole.keys():
         raise DatasetError(f"{printable(out)} exists; pass another output path, or delete it first.")
     _refuse_other(list(whole.values()), digest, on_bad)

@@ -50,8 +50,17 @@ class Output:
             taken = exists(self.path / self.whole, DatasetError)
         else:
             taken = exists(self.path, DatasetError) or self.path.is_symlink()
-        if taken:
-            raise DatasetError(f"{printable(self.path)} exists; pass another output path, or delete it first.")
+        if not taken:
+            return
+        shown = printable(self.path)
+        if exists(self.path / self.whole, DatasetError):
+            raise DatasetError(f"{shown} exists; pass another output path, or delete it first.")
+        # Somebody's photographs, perhaps: a second folder, or what a shell made of {train,val}.tar.
+        pattern = " (quote a pattern of tars)" if self.path.name.endswith(".tar") else ""
+        raise DatasetError(
+            f"{shown} exists and is no dataset of fastload, and the second path is what is written{pattern}; "
+            "pass one that is free, e.g. data.fastload."
+        )
 
     @contextmanager
     def held(self, *, shared: bool = False) -> Iterator[Place]:

@@ -18,7 +18,7 @@ import torch
 from fastload.devices import parse_device
 from fastload.errors import ConfigError, printable
 from fastload.profiling import ranks, terminal
-from fastload.profiling.actions import MEASURED, ROOM, UPPER_BOUND, Advice, advise
+from fastload.profiling.actions import MEASURED, ROOM, UPPER_BOUND, Advice, advise, folder_to_convert
 from fastload.profiling.busy import NUM_STEPS as WINDOW_STEPS
 from fastload.profiling.busy import Busy, BusyWindow
 from fastload.profiling.hook.describing import origin
@@ -257,8 +257,8 @@ class Profile(Generic[Batch]):
             ),
             loops=(loop,), verdict=loop.verdict, cause=loop.cause, resident_gain=gain,
             actions=advise(Advice(
-                loop=loop, gain=gain, source=source, library=library, converted=self._is_ours,
-                store=None if _side(shape) is None else round((_side(shape) or 0) * ROOM),
+                loop=loop, gain=gain, source=folder_to_convert(source, library), library=library,
+                converted=self._is_ours, store=None if _side(shape) is None else round((_side(shape) or 0) * ROOM),
                 num_cores=len(os.sched_getaffinity(0)), num_workers=self._feeding.num_workers,
                 assume_gpu_rate=self._assume_gpu_rate,
             )),

@@ -25,6 +25,11 @@ SPLIT_WORDS = {
 UNLABELLED = -1
 
 
+def known_split(word: str) -> str:
+    """Return which of the three splits a word means (`Val`: valid); a word that means none of them as it is."""
+    return SPLIT_WORDS.get(word.lower(), word)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
     """A sample before decoding. Sources hold millions: three fields, and no more.

@@ -10,7 +10,7 @@ from PIL import Image
 
 from bench.convert import BARE, FFCV, LOOP, OURS, _tree, make_photographs, measure, say
 from fastload.errors import ConfigError, SourceError
-from fastload.profiling.report import installed
+from fastload.machine import installed
 
 pytestmark = pytest.mark.processes
 

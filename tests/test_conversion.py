@@ -17,10 +17,12 @@ import pytest
 from PIL import Image
 
 from fastload import Loader, conversion, convert, decode, open_dataset
+from fastload.conversion import default_output
 from fastload.conversion_ffcv import convert_to_ffcv
 from fastload.errors import ConfigError, DatasetError, DecodeError, SourceError
 from fastload.output import Output
 from fastload.plan import Plan, Settings
+from fastload.records import Source
 from fastload.sources import detect
 from tests.conftest import convert_small, launch, write_folder, write_image
 from tests.test_idx import idx
@@ -85,6 +87,17 @@ def test_default_output_keeps_dots_in_the_name(tmp_path: Path) -> None:
 def test_default_output_for_the_current_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     assert convert(".", size=5) == folder.with_name("insects.fastload")
+
+
+def test_default_output_of_what_a_library_knows(tmp_path: Path) -> None:
+    names = {"torchvision:CIFAR10": "cifar10", "hf:org/Food101": "food101", f"hf:{tmp_path}/Saved.v2/": "saved.v2"}
+    for spec, name in names.items():
+        assert default_output(spec) == Path(f"{name}.fastload")
+    listed = Source(root=tmp_path, layout="torchvision", classes=(), records=(), name="CIFAR10")
+    assert default_output(listed) == Path("cifar10.fastload")
+    for spec in ("torchvision:", "hf:", "hf:..", "hf:."):
+        with pytest.raises(ConfigError, match="name the dataset"):
+            default_output(spec)
 
 
 @pytest.mark.parametrize("bad", [b"", b"no image at all", b"\xff\xd8\xff\xe0 cut"])

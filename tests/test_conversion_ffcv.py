@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import os
 from pathlib import Path
 from unittest import mock
 
@@ -142,3 +143,30 @@ def test_verify_takes_the_folder(folder: Path, tmp_path: Path) -> None:
     assert found.returncode == 1
     assert "valid.beton" in found.stderr
     assert "1 of 2 files" in found.stderr
+
+
+def test_verify_names_every_beton_that_is_cut_or_lost(folder: Path, tmp_path: Path) -> None:
+    out = convert_to_ffcv(folder, tmp_path / "out.ffcv", max_resolution=8)
+    for command in ("info", "show"):  # which take another kind of dataset
+        found = fastload(command, out)
+        assert found.returncode == 2
+        assert "train.beton" in found.stderr
+        assert "convert" not in found.stderr, "it is converted already"
+    for split in ("train", "valid"):
+        os.truncate(out / f"{split}.beton", 9 << 20)
+    found = fastload("verify", out)
+    assert (found.returncode, found.stdout) == (1, "")
+    assert "train.beton" in found.stderr
+    assert "valid.beton" in found.stderr
+    assert "2 of 2 files" in found.stderr
+    assert fastload("verify", out / "train.beton").returncode == 1
+    (out / "train.beton").unlink()
+    (out / "notes.json").write_text('{"format": "another"}')
+    for place in (out, out / "train.beton"):
+        found = fastload("verify", place)
+        assert found.returncode == 1
+        assert f"{out}/train.beton is missing" in found.stderr.replace("\n", "")
+    (out / "train.json").unlink()
+    found = fastload("verify", out / "train.beton")
+    assert found.returncode == 2, "a path that names nothing is a mistake, no damage"
+    assert "does not exist" in found.stderr

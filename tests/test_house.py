@@ -26,6 +26,8 @@ FLOORS = {
         "memory",
         "recycling",
         "together",
+        "machine",
+        "toolchain",
     ],
     1: ["decode", "placement", "output", "pool", "stores", "sheet", "sources", "formats", "augment", "profiling"],
     2: [

@@ -55,7 +55,7 @@ def test_an_image_folder_is_read_through_image_folder(folder: Path) -> None:
     labels = torch.cat([labels for _, labels in loader])
     assert torch.bincount(labels).tolist() == [TRAIN["ant"], TRAIN["bee"], TRAIN["wasp"]]
     assert len(open_dataset(folder, "valid", size=20)) == 7
-    with pytest.raises(DatasetError, match="no folder test"):
+    with pytest.raises(DatasetError, match="no split test; its split folders are: train, valid"):
         open_dataset(folder, "test", size=20)
     with pytest.raises(DatasetError, match="size="):
         open_dataset(folder)

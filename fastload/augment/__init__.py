@@ -22,8 +22,8 @@ from fastload.augment.reference import Drawn
 from fastload.augment.samples import run_each
 from fastload.augment.saying import explain
 from fastload.augment.spec import PerSample, Spec, Values, parse, plan
-from fastload.augment.toolchain import can_launch
 from fastload.errors import TransformError
+from fastload.toolchain import can_launch
 
 
 def can_fuse(images: torch.Tensor) -> bool:

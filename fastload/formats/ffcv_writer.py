@@ -28,6 +28,7 @@ from fastload.errors import ConfigError, DatasetError, printable
 from fastload.files import Draft, draft_path, sync
 from fastload.formats.beton import check_beton
 from fastload.formats.resident import sha256_of
+from fastload.machine import INSTALL_FFCV
 from fastload.records import stable_rank
 
 FORMAT = "fastload-beton"
@@ -39,7 +40,6 @@ JPEG_SHARE = 0.5  # of the samples in a beton of mode `proportion`
 FIRST_PAGE_BYTES = 8 << 20  # ffcv's own choice; images that do not fit a page get a larger one
 MAX_PAGE_BYTES = 1 << 30  # ffcv writes a page with one write(), and Linux cuts that just under 2 GiB
 MAX_SIDE = {"raw": 65_535, "jpg": 65_500, "proportion": 65_500}  # 16 bits in the metadata; libjpeg's own limit
-INSTALL = 'apt-get install libopencv-dev libturbojpeg0-dev pkg-config && pip install "fastload[ffcv]"'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,13 +151,24 @@ def write_beton(
     return out
 
 
+def is_about_beton(file: Path) -> bool:
+    """Tell whether a file is the JSON beside a beton of ours, cut or whole."""
+    if not file.is_file():  # a pipe would wait for ever
+        return False
+    try:
+        with file.open("rb") as opened:
+            return FORMAT.encode() in opened.read(100)  # its first field; others' may be gigabytes
+    except OSError:
+        return False
+
+
 def _import_ffcv() -> Any:
     try:
         import ffcv.fields
         import ffcv.memory_allocator
         import ffcv.writer
     except (ImportError, OSError) as e:  # OSError: a library of the system is missing
-        raise ConfigError(f"Writing FFCV files needs ffcv ({printable(e)}); get it with: {INSTALL}") from e
+        raise ConfigError(f"Writing FFCV files needs ffcv ({printable(e)}); get it with: {INSTALL_FFCV}") from e
     return ffcv
 
 
@@ -178,7 +189,8 @@ def _unfinished(out: Path) -> Iterator[tuple[Draft, Path]]:
     try:
         if about.exists() or (out.exists() and not mark.exists()):
             found = out if out.exists() else about
-            raise DatasetError(f"{printable(found)} exists; pass another output path, or delete it first.")
+            or_not = ", or delete it first" if is_about_beton(about) else ", as it is not of fastload"
+            raise DatasetError(f"{printable(found)} exists; pass another output path{or_not}.")
         yield draft, mark
     except OSError as e:
         raise DatasetError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from fastload.errors import printable
 from fastload.profiling.report import Action, Loop, ResidentGain
@@ -12,6 +13,7 @@ from fastload.profiling.verdict import INPUT_BOUND_SHARE, PARTLY_SHARE
 
 MEASURED, UPPER_BOUND = "measured", "upper bound"
 WORTH = 1.05
+TRAIN = ("train", "training")
 ROOM = 8 / 7  # what is stored over what is trained on: an eighth is left for crops to move in
 
 
@@ -40,6 +42,17 @@ class Advice:
     num_cores: int = 1
     num_workers: int | None = None
     assume_gpu_rate: float | None = None
+
+
+def folder_to_convert(root: str | None, library: str | None) -> str | None:
+    """Return the folder a dataset reads, or the one that it is the training split of: to be converted with the others.
+
+    Args:
+        root: the dataset's own folder, where it is known.
+        library: torchvision's class that reads it, whose splits are not folders.
+    """
+    is_split = root and not library and Path(root).name.lower() in TRAIN
+    return str(Path(root).parent) if root and is_split else root
 
 
 def advise(advice: Advice) -> tuple[Action, ...]:

@@ -25,7 +25,7 @@ from fastload.sources.tables import Table, describe_table, is_packed_table, read
 from fastload.sources.webdataset import read_webdataset
 from fastload.urls import Url, is_url
 
-__all__ = ["LAYOUTS", "Table", "cut_splits", "describe", "describe_table", "detect", "is_packed_table",
+__all__ = ["LAYOUTS", "Table", "cut_splits", "describe", "describe_table", "detect", "is_packed_table", "library_name",
            "read_table", "remarks"]  # fmt: skip
 
 TORCHVISION, HUGGINGFACE = "torchvision:", "hf:"
@@ -206,6 +206,13 @@ def _find_layout(spec: str) -> str:
         f"{printable(spec)} is a file of no known kind; "
         f"pass a folder, a list (.csv, .tsv, .txt), .tar or .parquet{table}."
     )
+
+
+def library_name(source: str | Source) -> str | None:
+    """Return what the dataset of a library is called (`hf:org/Food101`: Food101); None of any other source."""
+    if isinstance(source, Source):
+        return source.name if source.layout in ("torchvision", "huggingface") else None
+    return source.rstrip("/").rpartition("/")[2].rpartition(":")[2] if _is_library(source) else None
 
 
 def _is_library(spec: str) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastload.errors import printable
-from fastload.profiling.actions import UPPER_BOUND, Advice, advise
+from fastload.profiling.actions import UPPER_BOUND, Advice, advise, folder_to_convert
 from fastload.profiling.loops import Feeding, Measured, make_loop, worst
 from fastload.profiling.report import Action, Loop, Report, ResidentGain, Run, described
 from fastload.profiling.timing import Timing
@@ -19,7 +19,6 @@ from fastload.profiling.verdict import Verdict
 
 NUM_WARMUP = 3  # as of steps.py
 MAX_LOOPS = 24  # of one process
-TRAIN = ("train", "training")
 ROOM = 8 / 7  # stored sides leave an eighth for crops to move in
 
 Json = dict[str, Any]
@@ -137,13 +136,6 @@ def _name(loop: Json) -> str:
     return f"{loop['site']} {dataset}{count}"
 
 
-def _source(loop: Json) -> str | None:
-    """Return the folder to convert: a dataset's own, or the one that it is the training split of."""
-    root = loop["root"]
-    is_split = root and not loop["library"] and Path(root).name.lower() in TRAIN
-    return str(Path(root).parent) if is_split else root
-
-
 def _side(loop: Json) -> int | None:
     shape = loop["batch_shape"]
     return shape[-1] if shape is not None and len(shape) == 4 else None
@@ -151,7 +143,7 @@ def _side(loop: Json) -> int | None:
 
 def _run(found: Found, about: Json) -> Run:
     first, shape = found.processes[0], about["batch_shape"]
-    source = None if about["library"] else _source(about)
+    source = None if about["library"] else folder_to_convert(about["root"], about["library"])
     return Run(
         entry="hook", data=(Path(source).name if source else about["library"]) or about["dataset"], size=_side(about),
         batch_size=about["batch_size"] or (shape[0] if shape else None), device=first["device"].partition(":")[0],
@@ -180,7 +172,8 @@ def _gain(loop: Loop, about: Json) -> ResidentGain | None:
 def _actions(loop: Loop, about: Json, gain: ResidentGain | None) -> tuple[Action, ...]:
     side = _side(about)
     return advise(Advice(
-        loop=loop, gain=gain, source=_source(about), library=about["library"], converted=about["placement"] is not None,
+        loop=loop, gain=gain, source=folder_to_convert(about["root"], about["library"]), library=about["library"],
+        converted=about["placement"] is not None,
         store=None if side is None else math.ceil(side * ROOM), num_cores=len(os.sched_getaffinity(0)),
         num_workers=about["num_workers"],
     ))  # fmt: skip
