@@ -79,10 +79,11 @@ def place(dataset: AnyDataset, wish: Wish) -> Placement:
         failure = e
     if wish.together:
         kinds = [kind for kind in get_args(Kind) if kind != "auto"]
-        told = [number for (number,) in gather_numbers([-1 if placement is None else kinds.index(placement.kind)])]
+        own = -1 if placement is None else kinds.index(placement.kind)
+        told = [number for (number,) in gather_numbers([own], wish.device)]
         if failure is None and min(told) < 0:
             failure = PlacementError(f"rank {told.index(-1)} cannot place the samples; see what it says.")
-        elif placement is not None and max(told) != kinds.index(placement.kind):
+        elif placement is not None and max(told) != own:
             reason = f"as rank {told.index(max(told))} has to"
             placement = Placement(kind=kinds[max(told)], reason=f"{describe(dataset)}, {reason}")
     if failure is not None or placement is None:
@@ -213,14 +214,14 @@ def _copy(dataset: Dataset, wish: Wish, kind: Whole) -> torch.Tensor:
     """Return all samples in one tensor in the wished memory: the one that is there already, or a new one."""
     name = _name(dataset, wish, kind)
     found = copies.find(name)
-    if name.together and not all(there for (there,) in gather_numbers([int(found is not None)])):
+    if name.together and not all(there for (there,) in gather_numbers([int(found is not None)], wish.device)):
         found = None  # a rank has let go of its own already, and a new one is made by all of them
     if found is not None:
         return found
     shards = dataset.shards
     with byte_bar(f"load {dataset.split}", dataset.num_bytes, wish.progress) as advance:
         if kind == "host":
-            samples = host_tensor(shards, together=name.together, advance=advance)
+            samples = host_tensor(shards, wish.device, together=name.together, advance=advance)
         else:
             samples = torch.empty((len(dataset), *dataset.sample_shape), dtype=shards[0].dtype, device=wish.device)
             fill(samples, shards, advance=advance)
