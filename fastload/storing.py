@@ -15,7 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from fastload.cut import Cut
 from fastload.errors import ConfigError, FastloadError, PlacementError, printable
 from fastload.formats import AnyDataset, Beton, Dataset, MapDataset
-from fastload.placement import Kind, Need, Placement, check_kind, choose
+from fastload.placement import Kind, Need, Placement, check_kind, choose, gib
 from fastload.resharding import Holdings
 from fastload.stores import Store, copies
 from fastload.stores.beton import BetonFile, BetonStore, can_decode
@@ -198,10 +198,11 @@ def make_store(
         return MappedStore(shards, dataset.places, pinned=pinned, in_place=wish.in_place)
     if placement.kind == "gpu_sharded":
         # Nobody else's: it changes as the ranks swap.
-        every = torch.arange(len(dataset)) if ids is None else ids
+        every = torch.arange(len(dataset), device="cpu") if ids is None else ids
         read = MappedStore(shards, dataset.places, pinned=pinned).gather
         total = len(holdings.first(wish.rank)) * dataset.row_bytes
-        with byte_bar(f"load {dataset.split}", total, wish.progress) as advance:
+        bar = byte_bar(f"load {dataset.split}", total, wish.progress)
+        with _enough_memory(placement.kind, total, wish.device), bar as advance:
             return ShardedStore(
                 holdings, every, wish.rank, read, shards[0][:0], wish.device, swap=wish.together, advance=advance
             )
@@ -219,13 +220,27 @@ def _copy(dataset: Dataset, wish: Wish, kind: Whole) -> torch.Tensor:
     if found is not None:
         return found
     shards = dataset.shards
-    with byte_bar(f"load {dataset.split}", dataset.num_bytes, wish.progress) as advance:
+    bar = byte_bar(f"load {dataset.split}", dataset.num_bytes, wish.progress)
+    with _enough_memory(kind, dataset.num_bytes, wish.device), bar as advance:
         if kind == "host":
             samples = host_tensor(shards, wish.device, together=name.together, advance=advance)
         else:
             samples = torch.empty((len(dataset), *dataset.sample_shape), dtype=shards[0].dtype, device=wish.device)
             fill(samples, shards, advance=advance)
     return copies.keep(name, samples)
+
+
+@contextmanager
+def _enough_memory(kind: str, num_bytes: int, device: torch.device) -> Iterator[None]:
+    """Say in one sentence that the GPU lacks memory for samples: between choosing and taking, others took of it."""
+    try:
+        yield
+    except torch.OutOfMemoryError as e:
+        free, total = torch.cuda.mem_get_info(device)
+        raise PlacementError(
+            f'placement="{kind}": {device} has no {gib(num_bytes)} in one piece for the samples ({gib(free)} of '
+            f'{gib(total)} are free); use placement="host", or end what else is on that GPU.'
+        ) from e
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import typer.main
 
 import fastload
 from tests.conftest import ROOT
+from tests.gpu_help import asks_for_gpus
 
 FLOORS = {
     0: [
@@ -229,6 +231,31 @@ def test_no_file_and_no_function_is_too_long() -> None:
         functions = (n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
         wrong += [f"{name}: {f.name}, {num_lines(f)} lines" for f in functions if num_lines(f) > most[1]]
     assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("line", "asked"),
+    [
+        ("-m gpu", True),
+        ("-mgpu", True),
+        ("-m=gpu", True),
+        ("-qm gpu -n 2", True),
+        ("tests -m 'gpu and not processes'", True),
+        ("-m 'not slow and gpu'", True),
+        ("-m 'processes or gpu'", True),
+        ("", False),
+        ("-m 'not gpu'", False),
+        ("-m 'not  gpu and processes'", False),
+        ("-m gpu -m 'not gpu'", False),  # the last one counts
+        ("-k gpu", False),
+        ("-m kernels -k gpu", False),
+        ("-m gpus", False),
+        ("/data/gpu01/fastload/tests/test_profiling_gpus.py --basetemp=/data/gpu", False),
+        ("--maxfail=1 --markers gpu -m", False),
+    ],
+)
+def test_gpus_are_seen_by_m_gpu_only(line: str, asked: bool) -> None:
+    assert asks_for_gpus(shlex.split(line)) == asked
 
 
 def test_nothing_is_pickled() -> None:
