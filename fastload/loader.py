@@ -18,12 +18,12 @@ import torch
 
 from fastload.augment import Augment
 from fastload.augment.philox import derive
+from fastload.chosen import choose_samples
 from fastload.cut import parse_cut
 from fastload.devices import parse_device, rank_of
 from fastload.errors import ConfigError, printable
-from fastload.formats import AnyDataset, Dataset, MapDataset
+from fastload.formats import AnyDataset, Dataset
 from fastload.placement import Kind, Placement
-from fastload.records import UNLABELLED
 from fastload.resharding import Holdings
 from fastload.shares import Shares
 from fastload.stores import Served, Wanted
@@ -67,6 +67,9 @@ class Loader:
         reserve_bytes: GPU memory kept for the model; where not given, `auto` keeps half of what is free.
         reshuffle_every: `gpu_sharded`: epochs after which ranks swap samples.
         progress: say on standard error where the samples go, and show a bar while they do.
+        indices: ids of the samples to load instead of all: whole numbers [n], a list, array or tensor. One that is
+            there twice comes twice, in one epoch augmented alike. A torch Subset of a dataset brings its own. The whole
+            split is placed, except in `gpu_sharded`.
 
     Attributes:
         dataset: what it loads.
@@ -110,13 +113,13 @@ class Loader:
         reserve_bytes: int | None = None,
         reshuffle_every: int = 1,
         progress: bool = False,
+        indices: Any = None,
     ) -> None:
         here = rank_of(rank, world_size)
         self.rank = here.rank
-        self.dataset: AnyDataset = dataset if isinstance(dataset, AnyDataset) else MapDataset(dataset)
-        dataset = self.dataset
-        # Unlabelled samples are there for prediction: in a fixed order they come along, to train on they do not.
-        self._ids = _labelled(dataset) if shuffle else None
+        chosen = choose_samples(dataset, indices, shuffle=shuffle)
+        dataset, self._ids, self._digest = chosen.dataset, chosen.ids, chosen.digest
+        self.dataset: AnyDataset = dataset
         num_samples = len(dataset) if self._ids is None else len(self._ids)
         self.shares = Shares(
             num_samples=num_samples, batch_size=batch_size, world_size=here.world_size,
@@ -232,21 +235,24 @@ class Loader:
             "epoch": self.epoch,
             "samples_seen": self._steps_done * self.shares.global_batch,
             "global_batch": self.shares.global_batch,
+            **({} if self._digest is None else {"indices": self._digest}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken: the next pass gives the batches that were still to come.
 
         Raises:
-            ConfigError: another dataset, split, seed or version, or within an epoch another global batch or order.
+            ConfigError: another dataset, split, seed, version or list of samples; or within an epoch another global
+                batch or order.
         """
         own = self.state_dict()
         if state.get("version") != STATE_VERSION:
             raise ConfigError(f"loader state has version {state.get('version')!r}, not {STATE_VERSION}; start anew.")
-        for key in ("dataset", "split", "seed", *(("global_batch", "order") if state["samples_seen"] else ())):
-            if state[key] != own[key]:
+        within = ("global_batch", "order") if state["samples_seen"] else ()
+        for key in ("dataset", "split", "seed", "indices", *within):
+            if state.get(key) != own.get(key):
                 raise ConfigError(
-                    f"loader state has {key} {printable(state[key])}, this loader {printable(own[key])}; "
+                    f"loader state has {key} {printable(state.get(key))}, this loader {printable(own.get(key))}; "
                     "use the same, or start anew."
                 )
         # Where this loader drops the last step, and the other had only that one to go, the epoch is over.
@@ -291,7 +297,7 @@ class Loader:
     def _order(self, epoch: int) -> torch.Tensor:
         """Return sample ids in the order of an epoch, of all ranks; of a sharded placement, of this one."""
         if not self.shuffle:
-            return torch.arange(len(self.dataset), device="cpu")
+            return torch.arange(len(self.dataset), device="cpu") if self._ids is None else self._ids
         if isinstance(self._store, ShardedStore):
             held = self._store.held[self._holdings.order(epoch, self.rank)]
             order = held if len(held) else torch.zeros(1, dtype=torch.int64, device="cpu")
@@ -375,11 +381,3 @@ class Loader:
             yield
         finally:
             gradient_state._remove_dataloader(self)
-
-
-def _labelled(dataset: AnyDataset) -> torch.Tensor | None:
-    """Return the ids of the samples that have a label, int64 [n]; None where all have one, or none is listed."""
-    if dataset.labels is None or dataset.is_regression:
-        return None
-    labelled = dataset.labels != UNLABELLED
-    return None if bool(labelled.all()) else torch.nonzero(labelled).flatten()

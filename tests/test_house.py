@@ -37,6 +37,7 @@ FLOORS = {
         "plan",
         "loader",
         "storing",
+        "chosen",
         "cut",
     ],
     3: [
@@ -70,7 +71,7 @@ SAME_FLOOR = {
     ("conversion_tables", "conversion"), ("conversion_tables", "plan"),
     ("conversion", "conversion_tables"), ("conversion", "conversion_dask"), ("conversion_dask", "filling"),
     ("conversion_dask", "plan"), ("files", "places"), ("files", "urls"), ("records", "places"), ("places", "urls"),
-    ("resharding", "shares"), ("loader", "storing"), ("loader", "cut"), ("storing", "cut"),
+    ("resharding", "shares"), ("loader", "storing"), ("loader", "chosen"), ("loader", "cut"), ("storing", "cut"),
 }  # fmt: skip
 
 
