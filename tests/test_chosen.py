@@ -31,7 +31,7 @@ def seen(loader: Loader) -> list[list[int]]:
     return steps
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     indices=st.lists(st.integers(0, 12), min_size=9, max_size=30),
     world_size=st.integers(1, 3),
