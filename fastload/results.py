@@ -156,7 +156,8 @@ def report(result: TrainResult, train: Loader, about: dict[str, Any], accelerato
         "precision": accelerator.mixed_precision,
         "data": {
             "name": train.dataset.source_name, "digest": train.dataset.digest,
-            "image": list(train.dataset.sample_shape), "train": len(train.dataset), "placement": train.placement.kind,
+            "image": list(train.dataset.sample_shape), "train": train.shares.num_samples,
+            "placement": train.placement.kind,
         },
         "seconds": rounded(result.seconds, 1), "data_wait": rounded(result.data_wait), "verdict": result.verdict,
         "best": figures(result.best), "epochs": [figures(e) for e in result.epochs],

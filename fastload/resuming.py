@@ -148,7 +148,8 @@ def find_state(file: Path, settings: dict[str, Any], accelerator: Accelerator) -
         failure = e
     if accelerator.num_processes > 1:
         place = state.about["position"] if state is not None else {}
-        told = gather_numbers([failure is not None, *(place.get(key, -1) for key in ("phase", "updates", "batch"))])
+        own = [int(failure is not None), *(place.get(key, -1) for key in ("phase", "updates", "batch"))]
+        told = gather_numbers(own, accelerator.device)
         if failure is None and any(row != told[0] for row in told):
             failure = CheckpointError(
                 f"{printable(file)} is not the same for all processes; --output has to lie where all machines see it."

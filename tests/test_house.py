@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import shlex
 import subprocess
 from fnmatch import fnmatch
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer.main
 
 import fastload
 from tests.conftest import ROOT
+from tests.gpu_help import asks_for_gpus
 
 FLOORS = {
     0: [
@@ -39,6 +41,7 @@ FLOORS = {
         "plan",
         "loader",
         "storing",
+        "chosen",
         "cut",
     ],
     3: [
@@ -73,7 +76,7 @@ SAME_FLOOR = {
     ("conversion_tables", "conversion"), ("conversion_tables", "plan"),
     ("conversion", "conversion_tables"), ("conversion", "conversion_dask"), ("conversion_dask", "filling"),
     ("conversion_dask", "plan"), ("files", "places"), ("files", "urls"), ("records", "places"), ("places", "urls"),
-    ("resharding", "shares"), ("loader", "storing"), ("loader", "cut"), ("storing", "cut"),
+    ("resharding", "shares"), ("loader", "storing"), ("loader", "chosen"), ("loader", "cut"), ("storing", "cut"),
 }  # fmt: skip
 
 
@@ -261,6 +264,31 @@ def test_no_file_and_no_function_is_too_long() -> None:
         functions = (n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
         wrong += [f"{name}: {f.name}, {num_lines(f)} lines" for f in functions if num_lines(f) > most[1]]
     assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("line", "asked"),
+    [
+        ("-m gpu", True),
+        ("-mgpu", True),
+        ("-m=gpu", True),
+        ("-qm gpu -n 2", True),
+        ("tests -m 'gpu and not processes'", True),
+        ("-m 'not slow and gpu'", True),
+        ("-m 'processes or gpu'", True),
+        ("", False),
+        ("-m 'not gpu'", False),
+        ("-m 'not  gpu and processes'", False),
+        ("-m gpu -m 'not gpu'", False),  # the last one counts
+        ("-k gpu", False),
+        ("-m kernels -k gpu", False),
+        ("-m gpus", False),
+        ("/data/gpu01/fastload/tests/test_profiling_gpus.py --basetemp=/data/gpu", False),
+        ("--maxfail=1 --markers gpu -m", False),
+    ],
+)
+def test_gpus_are_seen_by_m_gpu_only(line: str, asked: bool) -> None:
+    assert asks_for_gpus(shlex.split(line)) == asked
 
 
 def test_nothing_is_pickled() -> None:

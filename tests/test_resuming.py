@@ -195,7 +195,7 @@ def test_it_does_not_go_on_with_other_processes_or_where_they_find_different_sta
 ) -> None:
     fit(dataset, tmp_path / "run")
     alone, loader = Trainer(TrainConfig(device="cpu", output=tmp_path / "run")), Loader(open_dataset(dataset), 5)
-    two = SimpleNamespace(num_processes=2, mixed_precision="no")
+    two = SimpleNamespace(num_processes=2, mixed_precision="no", device=torch.device("cuda", 1))
     file, config = tmp_path / "run" / "state.safetensors", TrainConfig(
         device="cpu", log_with=None, max_steps=99, output=tmp_path / "run", epochs=2
     )  # fmt: skip
@@ -204,9 +204,12 @@ def test_it_does_not_go_on_with_other_processes_or_where_they_find_different_sta
     assert find_state(file, settings[0], alone.accelerator) is not None
     # The other rank has nothing there, or could not read it.
     for theirs in ([0, -1, -1, -1], [1, -1, -1, -1]):
-        monkeypatch.setattr(
-            "fastload.resuming.gather_numbers", lambda own, theirs=theirs: [list(map(int, own)), theirs]
-        )
+
+        def gather(own: list[int], device: torch.device, theirs: list[int] = theirs) -> list[list[int]]:
+            assert device == two.device
+            return [own, theirs]
+
+        monkeypatch.setattr("fastload.resuming.gather_numbers", gather)
         with pytest.raises(CheckpointError, match="where all machines see it"):
             find_state(file, settings[0], two)  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match="num_processes=1, and now it is 2"):

@@ -122,9 +122,9 @@ def test_memory_is_shared_where_large_pages_are_refused(monkeypatch: pytest.Monk
             raise OSError(errno.EINVAL, "Invalid argument")
 
     monkeypatch.setattr(mmap, "mmap", NoLargePages)
-    monkeypatch.setattr(shared, "gather_numbers", lambda numbers: [numbers])  # the only rank
+    monkeypatch.setattr(shared, "gather_numbers", lambda numbers, _: [numbers])  # the only rank
     shards = [torch.arange(6).view(3, 2), torch.arange(4).view(2, 2)]
-    assert torch.equal(shared.host_tensor(shards, together=True), torch.cat(shards))
+    assert torch.equal(shared.host_tensor(shards, torch.device("cpu"), together=True), torch.cat(shards))
 
 
 def test_one_thread_and_many_gather_alike(monkeypatch: pytest.MonkeyPatch) -> None:

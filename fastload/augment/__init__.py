@@ -260,7 +260,7 @@ class Augment:
             low, high = (int(n) for n in rows.aminmax())
             if low < 0 or high >= len(images):
                 raise TransformError(f"rows go from {low} to {high}, and there are {len(images)} images.")
-        sample_ids = torch.arange(num_images) if ids is None else ids
+        sample_ids = torch.arange(num_images, device="cpu") if ids is None else ids
         if sample_ids.shape != (num_images,):
             raise TransformError(f"ids has shape {list(sample_ids.shape)}, the batch has {num_images} images.")
         return sample_ids

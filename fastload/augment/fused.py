@@ -312,7 +312,7 @@ class DeviceKeys:
         """Return int64 [6]: the words of `keys`, and the view where the transform number leaves room for it."""
         name = (keys, view, device)
         if name not in self._made:
-            self._made[name] = torch.tensor([*keys.words, view << 16]).to(device, non_blocking=True)
+            self._made[name] = torch.tensor([*keys.words, view << 16], device="cpu").to(device, non_blocking=True)
             if len(self._made) > 16:
                 self._made.popitem(last=False)
         return self._made[name]

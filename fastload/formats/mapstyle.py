@@ -172,7 +172,7 @@ def _listed(dataset: Any) -> torch.Tensor | None:
         found = getattr(dataset, name, None)
         if found is not None:
             try:
-                labels = torch.as_tensor(found)
+                labels = torch.as_tensor(found, device="cpu")
             except (TypeError, ValueError, RuntimeError):
                 return None
             if len(labels) == len(dataset):
@@ -185,6 +185,6 @@ def _tensor(image: Any) -> torch.Tensor:
         return torch.from_numpy(np.array(image if image.mode == "L" else image.convert("RGB"))).view(
             image.height, image.width, -1
         )
-    tensor = torch.as_tensor(image)
+    tensor = torch.as_tensor(image, device=image.device if isinstance(image, torch.Tensor) else "cpu")
     is_planar = tensor.ndim == 3 and tensor.shape[2] not in (1, 3) and tensor.shape[0] in (1, 3)
     return tensor.permute(1, 2, 0) if tensor.dtype == torch.uint8 and is_planar else tensor

@@ -99,7 +99,7 @@ class BetonStore:
     ) -> tuple[Wanted, torch.Tensor, list[Future[None]]]:
         shape = (len(wanted.ids), *self._size, 3)
         images = (
-            torch.empty(shape, dtype=torch.uint8, pin_memory=True) if self._pinned
+            torch.empty(shape, dtype=torch.uint8, device="cpu", pin_memory=True) if self._pinned
             else self._blocks.empty(shape, torch.uint8)
         )  # fmt: skip
         rows = np.array_split(np.arange(len(wanted.ids)), self._threads)
