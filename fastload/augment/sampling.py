@@ -19,7 +19,8 @@ def column(value: Array, num_images: int, device: torch.device) -> torch.Tensor:
     """Return per-image numbers of any backend as float64 [N]."""
     if not isinstance(value, torch.Tensor):
         value = torch.from_numpy(np.array(np.broadcast_to(value, num_images), np.float64))
-    moved: torch.Tensor = value.to(device, torch.float64, non_blocking=True)
+    # Not to the CPU, which would read the numbers before a GPU has written them.
+    moved: torch.Tensor = value.to(device, torch.float64, non_blocking=device.type != "cpu")
     return moved.expand(num_images)
 
 
