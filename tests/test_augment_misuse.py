@@ -142,6 +142,40 @@ def test_explain_counts_the_launches_that_there_are(transforms: list[object]) ->
         assert launches_of_pass(node) == real
 
 
+def test_rows_on_another_device_than_the_images_are_told() -> None:
+    rows = torch.zeros(2, dtype=torch.int64, device="meta")
+    with pytest.raises(TransformError, match="rows are on meta, the images on cpu"):
+        Augment([])(batch(3, 8, 8), rows=rows)
+
+
+class Products(TorchFunctionMode):
+    """Notes in which precision float32 is multiplied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.precisions: list[str] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func is torch.bmm:
+            self.precisions.append(torch.backends.mkldnn.matmul.fp32_precision)  # type: ignore[attr-defined]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "matmul"), reason="torch 2.8 has no such setting for CPUs")
+def test_resampling_multiplies_in_full_whatever_a_training_does() -> None:
+    augment, images, before = Augment(v2.RandomResizedCrop(9)), batch(3, 20, 20), torch.get_float32_matmul_precision()
+    expected = augment.reference(images)
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with Products() as products:
+            assert torch.equal(augment.reference(images), expected)
+        assert set(products.precisions) == {"ieee"}
+        assert torch.get_float32_matmul_precision() == "medium"
+        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"  # type: ignore[attr-defined]
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 class Copies(TorchFunctionMode):
     """Notes which copies to the CPU nobody waits for."""
 
