@@ -108,7 +108,9 @@ def _feed(
     """Return one way of feeding, what it needs converted first."""
     sizes: dict[str, Any] = {"size": options.size, "batch_size": options.batch_size}
     if kind == "folder":
-        loader = folder_loader(images, store=store, workers=options.workers, pin=device.type == "cuda", **sizes)
+        loader = folder_loader(
+            images, store=store, workers=options.workers, pin=device.type == "cuda", endless=True, **sizes
+        )
         return Feed(f"ImageFolder + DataLoader({options.workers})", loader, device)
     if kind == "ffcv":
         loader = beton_loader(images, scratch / "beton", store=store, workers=max(1, options.workers), device=device,
@@ -142,8 +144,7 @@ def _run(feeds: list[Feed], step: Step, options: Options, device: torch.device) 
     for feed in feeds:
         measured = feed.measured(replay.x_real, _sample(feed, options))
         loops.append(make_loop(feed.name, feed.timing, device.type, feed.feeding, measured, warmup=feed.num_warmup))
-    # Blocks follow each other without a break: none of their first steps is the first of an epoch.
-    return tuple(replace(loop, steps=replace(loop.steps, epoch_starts=0)) for loop in loops)
+    return tuple(loops)
 
 
 def _sample(feed: Feed, options: Options) -> Sample | None:

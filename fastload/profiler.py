@@ -24,6 +24,7 @@ from fastload.profiling.busy import NUM_STEPS as WINDOW_STEPS
 from fastload.profiling.busy import Busy, BusyWindow
 from fastload.profiling.hook.describing import origin
 from fastload.profiling.hook.steps import gpu_in_use
+from fastload.profiling.intervals import whole_rounds
 from fastload.profiling.live import LiveLine
 from fastload.profiling.loops import Feeding, Measured, make_loop, rate
 from fastload.profiling.nvml import NvmlSamples
@@ -41,7 +42,7 @@ REPLAY_STEPS = 10  # of a block, behind its warm-up
 REPLAY_WARMUP = 2
 MAX_BLOCKS = 6  # of short epochs: each may end before a block has its steps
 MIN_WINDOW_STEPS = 5  # of those traced on a GPU, 15 where the loop is long enough
-NUM_LOAD = 24  # batches of the loader alone
+NUM_LOAD = 24  # batches of the loader alone, at least
 MAX_LOAD_SECONDS = 20.0
 _numbers = count()  # of the profiles of this process: ranks make theirs alike
 
@@ -291,9 +292,12 @@ class Profile(Generic[Batch]):
             return None
         state = self._loader.state_dict() if self._is_ours else None
         meter, end = WaitMeter(self._device, num_warmup=self._read_ahead), time.monotonic() + MAX_LOAD_SECONDS
+        workers = self._feeding.num_workers or 1
+        num_load = whole_rounds(NUM_LOAD, workers)
 
         def is_enough() -> bool:
-            return meter.num_steps >= NUM_LOAD or time.monotonic() >= end or meter.failure is not None
+            is_late = time.monotonic() >= end and not meter.num_steps % workers  # see whole_rounds
+            return meter.num_steps >= num_load or is_late or meter.failure is not None
 
         try:
             several = True
