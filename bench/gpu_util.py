@@ -8,7 +8,6 @@ is X_replay and the loader's own work on the device, one after the other.
 from __future__ import annotations
 
 import itertools
-import os
 import shlex
 import tempfile
 from dataclasses import dataclass, replace
@@ -21,20 +20,20 @@ from rich.console import Console
 from rich.progress import Progress
 
 import fastload
+from bench.cores import num_cores
 from bench.feeds import Feed, Step
 from bench.peers import beton_loader, fast_loader, find_pair, folder_loader, training_folder
 from fastload.devices import parse_device
 from fastload.errors import ConfigError, SourceError, printable
 from fastload.gain import predicted_rate, resident_bytes
 from fastload.profiling.actions import MEASURED, Advice, advise
-from fastload.profiling.loops import make_loop
+from fastload.profiling.loops import IN_MEMORY, make_loop
 from fastload.profiling.report import Action, Loop, Report, ResidentGain, Run, Sample, described
 from fastload.profiling.samples import time_samples
 
 NUM_CACHED = 4
 NUM_BLOCKS = 3
 LOADERS = ("folder", "ffcv", "host", "mapped", "gpu", "auto")
-IN_MEMORY = ("host", "mapped", "gpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +160,8 @@ def _report(
     converted = feeds[0].feeding.in_memory
     actions = advise(Advice(
         loop=first, gain=gain, source=str(folder), converted=converted, store=store,
-        num_cores=len(os.sched_getaffinity(0)), num_workers=feeds[0].feeding.num_workers,
+        num_cores=num_cores(), num_workers=feeds[0].feeding.num_workers,
+        persistent_workers=feeds[0].feeding.persistent_workers, pinned=feeds[0].feeding.pinned,
         assume_gpu_rate=options.assume_gpu_rate,
     ))  # fmt: skip
     if data != folder:  # converted already
