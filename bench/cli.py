@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
+from bench.cores import num_cores, workers_beside_a_step, workers_to_try
 from fastload.errors import ConfigError, exit_with, printable
 
 app = typer.Typer(
@@ -53,6 +54,7 @@ AssumedRate = Annotated[
         help="Also say whether these loaders would do for a GPU that trains so many images/s.", show_default=False
     ),
 ]
+BESIDE_A_STEP = "DataLoader's worker processes.  [default: one less than the cores, and at least 2]"
 
 
 def main() -> None:
@@ -82,8 +84,10 @@ def gpu_util(
     model: Annotated[str, typer.Option(help="A timm model.")] = "resnet18",
     size: Annotated[int, typer.Option(help="Side of the crops that it trains on, in pixels.")] = 128,
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
-    steps: Annotated[int, typer.Option(help="Steps that are measured, after warm-up.")] = 30,
-    workers: Annotated[int, typer.Option(help="DataLoader's worker processes.")] = 2,
+    steps: Annotated[
+        int, typer.Option(help="Steps that are measured, after warm-up; at least six for each worker.")
+    ] = 30,
+    workers: Annotated[int | None, typer.Option(help=BESIDE_A_STEP, show_default=False)] = None,
     precision: Annotated[str, typer.Option(help="no or bf16.")] = "no",
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, mps; the best one where not given.", show_default=False)
@@ -118,6 +122,7 @@ def gpu_util(
     from fastload.profiling.terminal import say
 
     outputs = Outputs(json=json, html=html, png=png)
+    workers = workers_beside_a_step() if workers is None else workers
     options = Options(model=model, size=size, batch_size=batch_size, steps=steps, workers=workers,
                       precision=precision, device=device, max_images=images, assume_gpu_rate=assume_gpu_rate,
                       loaders=tuple(word.strip() for word in loader.split(",") if word.strip()))  # fmt: skip
@@ -197,9 +202,15 @@ def loader(
     batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 64,
     workers: Annotated[
         list[int] | None,
-        typer.Option(help="DataLoader's worker processes; may be given again: the best is kept.  [default: 1, 2, 4]"),
+        typer.Option(
+            help="DataLoader's worker processes; may be given again: the best is kept.  [default: 1, 2, 4, half the "
+            "cores and all of them]"
+        ),
     ] = None,
-    threads: Annotated[int, typer.Option(help="Workers or threads of all others that have any.")] = 2,
+    threads: Annotated[
+        int | None,
+        typer.Option(help="Workers or threads of each of the others.  [default: one per core]", show_default=False),
+    ] = None,
     rounds: Annotated[int, typer.Option(help="Epochs of each loader, in turn.")] = 5,
     crop: Annotated[
         Literal["plain", "resized", "padded"],
@@ -217,7 +228,8 @@ def loader(
     from bench.loader import Options, measure, say
 
     options = Options(
-        store=store, size=size, batch_size=batch_size, workers=tuple(workers or (1, 2, 4)), threads=threads,
+        store=store, size=size, batch_size=batch_size, workers=tuple(workers or workers_to_try()),
+        threads=num_cores() if threads is None else threads,
         rounds=rounds, crop=crop, max_images=images,
     )  # fmt: skip
     _tell(lambda: measure(folder, options), say, json)
@@ -314,7 +326,7 @@ def training(
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 12,
     seeds: Annotated[int, typer.Option(help="Trainings of each, with seeds from 0.")] = 3,
-    workers: Annotated[int, typer.Option(help="DataLoader's worker processes.")] = 2,
+    workers: Annotated[int | None, typer.Option(help=BESIDE_A_STEP, show_default=False)] = None,
     lr: Annotated[float, typer.Option(help="Adam's learning rate.")] = 1e-3,
     crop: Annotated[
         Literal["padded", "resized"], typer.Option(help="RandomCrop with padding, or RandomResizedCrop.")
@@ -328,6 +340,7 @@ def training(
     """
     from bench.training import Options, measure, say
 
+    workers = workers_beside_a_step() if workers is None else workers
     options = Options(model=model, size=size, batch_size=batch_size, epochs=epochs, seeds=seeds, workers=workers, lr=lr,
                       crop=crop, precision=precision)  # fmt: skip
     _tell(lambda: measure(folder, options), say, json)

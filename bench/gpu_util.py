@@ -8,7 +8,6 @@ is X_replay and the loader's own work on the device, one after the other.
 from __future__ import annotations
 
 import itertools
-import os
 import shlex
 import tempfile
 from dataclasses import dataclass, replace
@@ -21,13 +20,14 @@ from rich.console import Console
 from rich.progress import Progress
 
 import fastload
+from bench.cores import num_cores
 from bench.feeds import Feed, Step
 from bench.peers import beton_loader, check_enough, fast_loader, find_pair, folder_loader, training_folder
 from fastload.devices import parse_device
 from fastload.errors import ConfigError, printable
 from fastload.gain import predicted_rate, resident_bytes
 from fastload.profiling.actions import MEASURED, Advice, advise
-from fastload.profiling.loops import make_loop
+from fastload.profiling.loops import IN_MEMORY, make_loop
 from fastload.profiling.report import Action, Loop, Report, ResidentGain, Run, Sample, described
 from fastload.profiling.samples import time_samples
 
@@ -35,7 +35,6 @@ NUM_CACHED = 4
 NUM_BLOCKS = 3
 LOADERS = ("folder", "ffcv", "host", "mapped", "gpu", "auto")
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "resnet_flowers.py"
-IN_MEMORY = ("host", "mapped", "gpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +104,9 @@ def _feed(
     """Return one way of feeding, what it needs converted first."""
     sizes: dict[str, Any] = {"size": options.size, "batch_size": options.batch_size}
     if kind == "folder":
-        loader = folder_loader(images, store=store, workers=options.workers, pin=device.type == "cuda", **sizes)
+        loader = folder_loader(
+            images, store=store, workers=options.workers, pin=device.type == "cuda", endless=True, **sizes
+        )
         return Feed(f"ImageFolder + DataLoader({options.workers})", loader, device)
     if kind == "ffcv":
         loader = beton_loader(images, scratch / "beton", store=store, workers=max(1, options.workers), device=device,
@@ -139,8 +140,7 @@ def _run(feeds: list[Feed], step: Step, options: Options, device: torch.device) 
     for feed in feeds:
         measured = feed.measured(replay.x_real, _sample(feed, options))
         loops.append(make_loop(feed.name, feed.timing, device.type, feed.feeding, measured, warmup=feed.num_warmup))
-    # Blocks follow each other without a break: none of their first steps is the first of an epoch.
-    return tuple(replace(loop, steps=replace(loop.steps, epoch_starts=0)) for loop in loops)
+    return tuple(loops)
 
 
 def _sample(feed: Feed, options: Options) -> Sample | None:
@@ -157,7 +157,8 @@ def _report(
     converted = feeds[0].feeding.in_memory
     actions = advise(Advice(
         loop=first, gain=gain, source=str(folder), converted=converted, store=store,
-        num_cores=len(os.sched_getaffinity(0)), num_workers=feeds[0].feeding.num_workers,
+        num_cores=num_cores(), num_workers=feeds[0].feeding.num_workers,
+        persistent_workers=feeds[0].feeding.persistent_workers, pinned=feeds[0].feeding.pinned,
         assume_gpu_rate=options.assume_gpu_rate,
     ))  # fmt: skip
     if data != folder:  # converted already

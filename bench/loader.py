@@ -6,7 +6,7 @@ import importlib.util
 import statistics
 import tempfile
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,6 +15,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 import fastload
+from bench.cores import num_cores, workers_to_try
 from bench.one_loader import children
 from bench.peers import Crop, check_enough, training_folder
 from fastload.conversion_ffcv import convert_to_ffcv
@@ -27,13 +28,15 @@ BASELINE = "ImageFolder + DataLoader"
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is measured: pixels stored and cropped to, images per batch, DataLoader's workers to choose from, rounds."""
+    """What is measured: pixels stored and cropped to, images per batch, DataLoader's workers to choose from, threads or
+    workers of each of the others, rounds.
+    """
 
     store: int = 128
     size: int = 112
     batch_size: int = 64
-    workers: tuple[int, ...] = (1, 2, 4)
-    threads: int = 2
+    workers: tuple[int, ...] = field(default_factory=workers_to_try)
+    threads: int = field(default_factory=num_cores)
     rounds: int = 5
     crop: Crop = "plain"
     max_images: int = 1 << 62
@@ -66,7 +69,8 @@ def measure(folder: Path, options: Options) -> dict[str, Any]:
                     epoch = child.epoch()
                     speeds[name].append(epoch["images"] / epoch["seconds"])
         first_batch = {name: child.first_batch_seconds for name, child in loaders.items()}
-    return _result(folder, count, options, speeds, first_batch)
+        threads = {name: child.threads for name, child in loaders.items() if name.startswith("fastload")}
+    return {**_result(folder, count, options, speeds, first_batch), "threads_of_fastload": threads}
 
 
 def _recipes(images: Path, scratch: Path, options: Options) -> dict[str, dict[str, Any]]:
@@ -93,7 +97,8 @@ def _recipes(images: Path, scratch: Path, options: Options) -> dict[str, dict[st
         recipes[f"ffcv Loader({threads}), {kind}"] = {
             "maker": "ffcv_loader", "beton": beton, "workers": threads, **peer
         }  # fmt: skip
-    fast = {"maker": "fast_loader", "workers": threads, **sizes}
+    # Where no workers read, the batch is spread over threads.
+    fast = {"maker": "fast_loader", "workers": threads, "threads": threads, **sizes}
     for placement in ("host", "mapped"):
         recipes[f"fastload, {placement}"] = {**fast, "dataset": dataset, "placement": placement}
     recipes[f"fastload, folder({threads}) of stored pixels"] = {**fast, "dataset": dataset, "placement": "folder"}

@@ -22,6 +22,7 @@ from fastload.sources import detect
 
 Crop = Literal["plain", "resized", "padded"]
 PADDING = 4
+ENDLESS = 1 << 62  # samples
 _CROPS: dict[str, Any] = {
     "plain": T.RandomCrop, "resized": T.RandomResizedCrop, "padded": lambda size: T.RandomCrop(size, padding=PADDING),
 }  # fmt: skip
@@ -37,16 +38,20 @@ def transforms(size: int, crop: Crop = "plain") -> T.Compose:
 
 
 def folder_loader(
-    folder: Path, *, store: int, size: int, batch_size: int, workers: int, crop: Crop = "plain", pin: bool = False
-) -> Any:
+    folder: Path, *, store: int, size: int, batch_size: int, workers: int, crop: Crop = "plain", pin: bool = False,
+    endless: bool = False,
+) -> Any:  # fmt: skip
     """Return the usual loader: ImageFolder, torchvision's transforms, DataLoader.
 
     Images come from their files, so they are first brought to `store` pixels, which conversion does once.
-    `pin` is for batches that a GPU will copy: a thread more, and a CUDA context in the loader's process.
+    `pin` is for batches that a GPU will copy: a thread more, and a CUDA context in the loader's process. An `endless`
+    one begins the next epoch without a break: it is to stand for a longer one.
     """
     steps = [T.Resize((store, store)), *transforms(size, crop).transforms]
+    images = ImageFolder(str(folder), transform=T.Compose(steps))
+    order = torch.utils.data.RandomSampler(images, num_samples=ENDLESS if endless else None)
     return torch.utils.data.DataLoader(
-        ImageFolder(str(folder), transform=T.Compose(steps)), batch_size, shuffle=True, drop_last=True,
+        images, batch_size, sampler=order, drop_last=True,
         num_workers=workers, persistent_workers=workers > 0, pin_memory=pin,
     )  # fmt: skip
 

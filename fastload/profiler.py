@@ -23,8 +23,9 @@ from fastload.profiling.busy import NUM_STEPS as WINDOW_STEPS
 from fastload.profiling.busy import Busy, BusyWindow
 from fastload.profiling.hook.describing import origin
 from fastload.profiling.hook.steps import gpu_in_use
+from fastload.profiling.intervals import whole_rounds
 from fastload.profiling.live import LiveLine
-from fastload.profiling.loops import Feeding, Measured, make_loop, rate
+from fastload.profiling.loops import Feeding, Measured, image_side, make_loop, rate
 from fastload.profiling.nvml import NvmlSamples
 from fastload.profiling.report import Rate, Report, ResidentGain, Run, Sample, described, write_json
 from fastload.profiling.samples import generators_kept, time_samples
@@ -40,7 +41,7 @@ REPLAY_STEPS = 10  # of a block, behind its warm-up
 REPLAY_WARMUP = 2
 MAX_BLOCKS = 6  # of short epochs: each may end before a block has its steps
 MIN_WINDOW_STEPS = 5  # of those traced on a GPU, 15 where the loop is long enough
-NUM_LOAD = 24  # batches of the loader alone
+NUM_LOAD = 24  # batches of the loader alone, at least
 MAX_LOAD_SECONDS = 20.0
 _numbers = count()  # of the profiles of this process: ranks make theirs alike
 
@@ -249,18 +250,21 @@ class Profile(Generic[Batch]):
         )  # fmt: skip
         gain = self._attempt(lambda: self._gain(timing, replay)) if again else None
         shape, (source, library) = self._batch_shape, self._origin()
+        side = image_side(shape)
         report = Report(
             environment=described(),
             run=Run(
-                entry="profile", model=self._model, size=_side(shape), batch_size=shape[0] if shape else None,
+                entry="profile", model=self._model, size=side, batch_size=shape[0] if shape else None,
                 device=self._device.type, num_ranks=self._world_size, num_warmup=self._num_warmup,
             ),
             loops=(loop,), verdict=loop.verdict, cause=loop.cause, resident_gain=gain,
             actions=advise(Advice(
                 loop=loop, gain=gain, source=folder_to_convert(source, library), library=library,
-                converted=self._is_ours, store=None if _side(shape) is None else round((_side(shape) or 0) * ROOM),
-                num_cores=len(os.sched_getaffinity(0)), num_workers=self._feeding.num_workers,
-                assume_gpu_rate=self._assume_gpu_rate,
+                converted=self._feeding.in_memory,
+                are_images=side is not None, store=None if side is None else round(side * ROOM),
+                num_cores=max(1, len(os.sched_getaffinity(0)) // ranks.num_here(self._world_size)),
+                num_workers=self._feeding.num_workers, persistent_workers=self._feeding.persistent_workers,
+                pinned=self._feeding.pinned, assume_gpu_rate=self._assume_gpu_rate,
             )),
         ).as_dict()  # fmt: skip
         if complete:
@@ -290,9 +294,12 @@ class Profile(Generic[Batch]):
             return None
         state = self._loader.state_dict() if self._is_ours else None
         meter, end = WaitMeter(self._device, num_warmup=self._read_ahead), time.monotonic() + MAX_LOAD_SECONDS
+        workers = self._feeding.num_workers or 1
+        num_load = whole_rounds(NUM_LOAD, workers)
 
         def is_enough() -> bool:
-            return meter.num_steps >= NUM_LOAD or time.monotonic() >= end or meter.failure is not None
+            is_late = time.monotonic() >= end and not meter.num_steps % workers  # see whole_rounds
+            return meter.num_steps >= num_load or is_late or meter.failure is not None
 
         try:
             several = True
@@ -318,7 +325,7 @@ class Profile(Generic[Batch]):
         )  # fmt: skip
 
     def _gain(self, timing: Timing, replay: Rate | None) -> ResidentGain | None:
-        real, share, size = timing.images_per_second, timing.wait_share, _side(self._batch_shape)
+        real, share, size = timing.images_per_second, timing.wait_share, image_side(self._batch_shape)
         dataset = getattr(self._loader, "dataset", None)
         if not real or share is None or share >= 1 or size is None or self._is_ours:
             return None
@@ -381,11 +388,6 @@ def _shape(batch: Any) -> tuple[int, ...] | None:
         return tuple(batch.shape) if batch.ndim else None
     inner = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, list | tuple) else ()
     return next((shape for shape in map(_shape, inner) if shape), None)
-
-
-def _side(shape: tuple[int, ...] | None) -> int | None:
-    """Return the side of images [B, C, S, T]; None of anything else."""
-    return shape[-1] if shape is not None and len(shape) == 4 else None
 
 
 __all__ = ["Profile", "profile"]
