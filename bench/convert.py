@@ -31,6 +31,7 @@ import fastload
 from fastload.errors import ConfigError, SourceError, printable
 from fastload.machine import installed
 from fastload.profiling.report import described
+from fastload.profiling.system import descendants
 from fastload.sources import detect
 
 BARE, OURS, FFCV, LOOP = "decode_jpeg alone", "fastload convert", "ffcv's writer", "PIL loop"
@@ -202,21 +203,13 @@ def peak_memory_bytes(images: Path, out: Path, size: int, workers: int) -> int:
         [sys.executable, "-m", "fastload.cli", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
         while process.poll() is None:
-            peak = max(peak, sum(_own_bytes(pid) for pid in _tree(process.pid)))
+            peak = max(peak, sum(_own_bytes(pid) for pid in (process.pid, *descendants(process.pid))))
             time.sleep(0.05)
         assert process.stderr is not None
         error = process.stderr.read()
     if process.returncode:
         raise SourceError(f"fastload convert ended with code {process.returncode}: {printable(error[-300:])}")
     return peak
-
-
-def _tree(pid: int) -> list[int]:
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        children = []
-    return [pid, *(p for child in children for p in _tree(int(child)))]
 
 
 def _own_bytes(pid: int) -> int:

@@ -112,20 +112,13 @@ def _loader(result: dict[str, Any]) -> str:
 
 def _gpu_util(result: dict[str, Any]) -> str:
     lines = ["| fed by | images/s | data wait | loader alone | ceiling |", "|---|---:|---:|---:|---:|"]
-    if result["version"] > 1:
-        for loop in result["loops"]:
-            real, load, replay = (
-                "not measured" if rate is None else f"{rate['value']:,.0f}" for rate in loop["throughput"].values()
-            )
-            lines.append(f"| {loop['name']} | {real} | {loop['wait']['share']:.0%} | {load} | {replay} |")
-        verdict, first = result["verdict"], result["loops"][0]["name"]
-        return "\n".join([*lines, "", f"{first}: {verdict['word']}: {verdict['why']}"])
-    for row in result["loaders"].values():
-        lines.append(
-            f"| {row['name']} | {row['x_real']:,.0f} | {row['data_wait']:.0%} | {row['x_load']:,.0f} | "
-            f"{result['x_replay']:,.0f} |"
+    for loop in result["loops"]:
+        real, load, replay = (
+            "not measured" if rate is None else f"{rate['value']:,.0f}" for rate in loop["throughput"].values()
         )
-    return "\n".join([*lines, "", f"{result['loaders']['folder']['name']}: {result['verdict']}"])
+        lines.append(f"| {loop['name']} | {real} | {loop['wait']['share']:.0%} | {load} | {replay} |")
+    verdict, first = result["verdict"], result["loops"][0]["name"]
+    return "\n".join([*lines, "", f"{first}: {verdict['word']}: {verdict['why']}"])
 
 
 def _convert(result: dict[str, Any]) -> str:

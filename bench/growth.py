@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torchvision.transforms.v2 as T
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 import fastload
+from bench.peers import transforms
 from fastload.errors import ConfigError
 from fastload.placement import Kind
 from fastload.profiling.report import described
@@ -66,10 +65,7 @@ def measure(thousands: tuple[int, ...], *, batch_size: int, rounds: int) -> dict
 
 
 def _augment() -> fastload.Augment:
-    return fastload.Augment([
-        T.RandomCrop(SIDE, padding=4), T.RandomHorizontalFlip(), T.ToImage(), T.ToDtype(torch.float32, scale=True),
-        T.Normalize((0.5,) * 3, (0.25,) * 3),
-    ])  # fmt: skip
+    return fastload.Augment(transforms(SIDE, "padded"))
 
 
 def _make(folder: Path, count: int) -> Path:

@@ -36,19 +36,11 @@ def save_checkpoint(file: Path, model: torch.nn.Module, info: dict[str, Any]) ->
         CheckpointError: the disk is full or the folder cannot be written.
     """
     write_tensors(file, model.state_dict())
-    write_info(file.with_suffix(".json"), info)
-
-
-def write_info(file: Path, info: dict[str, Any]) -> None:
-    """Write what a checkpoint says of itself as JSON, whole or not at all.
-
-    Raises:
-        CheckpointError: the disk is full or the folder cannot be written.
-    """
+    beside = file.with_suffix(".json")
     try:
-        write_text(file, json.dumps(info, indent=1) + "\n")
+        write_text(beside, json.dumps(info, indent=1) + "\n")
     except OSError as e:
-        raise _unwritten(file, e) from e
+        raise _unwritten(beside, e) from e
 
 
 def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:

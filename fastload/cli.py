@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fastload import converting, options
-from fastload.errors import ConfigError, exit_with, printable
+from fastload.errors import ConfigError, exit_with, printable, several
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -144,10 +144,10 @@ def info(dataset: DatasetPath) -> None:
         row("", f"here: {placement}")
     row(manifest.sample.name, manifest.sample)
     if manifest.table is not None:
-        row("", _short(manifest.table["feature_names"]))
-        row("target", _short(manifest.table["target_names"]))
+        row("", several(manifest.table["feature_names"]))
+        row("target", several(manifest.table["target_names"]))
     if manifest.classes:
-        row("classes", f"{len(manifest.classes)}: {_short(manifest.display_names)}")
+        row("classes", f"{len(manifest.classes)}: {several(manifest.display_names)}")
     for name, values in (("mean", manifest.mean), ("std", manifest.std)):
         if values:
             row(name, ", ".join(f"{v:.4f}" for v in values))
@@ -289,10 +289,6 @@ def _root(
     ] = False,
 ) -> None:
     pass
-
-
-def _short(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
 
 
 if __name__ == "__main__":

@@ -15,20 +15,20 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from fastload.devices import parse_device
+from fastload.devices import generators_kept, parse_device
 from fastload.errors import ConfigError, printable
 from fastload.profiling import ranks, terminal
 from fastload.profiling.actions import MEASURED, ROOM, UPPER_BOUND, Advice, advise, folder_to_convert
 from fastload.profiling.busy import NUM_STEPS as WINDOW_STEPS
 from fastload.profiling.busy import Busy, BusyWindow
-from fastload.profiling.hook.describing import origin
+from fastload.profiling.hook.describing import origin, shape_of
 from fastload.profiling.hook.steps import gpu_in_use
 from fastload.profiling.intervals import whole_rounds
 from fastload.profiling.live import LiveLine
 from fastload.profiling.loops import Feeding, Measured, image_side, make_loop, rate
 from fastload.profiling.nvml import NvmlSamples
 from fastload.profiling.report import Rate, Report, ResidentGain, Run, Sample, described, write_json
-from fastload.profiling.samples import generators_kept, time_samples
+from fastload.profiling.samples import time_samples
 from fastload.profiling.system import SECONDS_BETWEEN_LOOKS, SystemMeter
 from fastload.profiling.timing import Timing, WaitMeter
 from fastload.profiling.verdict import MIN_STEPS
@@ -175,7 +175,7 @@ class Profile(Generic[Batch]):
         if self._replay and len(self._cached) < NUM_CACHED:
             self._cached.append(batch)
         if self._batch_shape is None:
-            self._batch_shape = _shape(batch) or ()
+            self._batch_shape = tuple(shape_of(batch) or ())
 
     def _tick(self) -> None:
         self._next_tick = time.monotonic() + SECONDS_BETWEEN_LOOKS
@@ -382,12 +382,6 @@ def _watched(watch: Profile[Batch]) -> Iterator[Batch]:
         watch.close(complete=complete)
 
 
-def _shape(batch: Any) -> tuple[int, ...] | None:
-    """Return the shape of the first tensor of a batch."""
-    if isinstance(batch, torch.Tensor):
-        return tuple(batch.shape) if batch.ndim else None
-    inner = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, list | tuple) else ()
-    return next((shape for shape in map(_shape, inner) if shape), None)
 
 
 __all__ = ["Profile", "profile"]

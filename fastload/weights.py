@@ -82,7 +82,7 @@ def resolve(weights: str | Path | None, model_name: str) -> Weights | None:
 
 
 def build(
-    model_name: str, num_classes: int, weights: str | Path | Weights | None = "auto", **options: Any
+    model_name: str, num_classes: int, weights: str | Path | None = "auto", **options: Any
 ) -> tuple[torch.nn.Module, str]:
     """Return a model of timm or torchvision with `weights` in it, and for result rows where they are from.
 
@@ -91,22 +91,21 @@ def build(
     Args:
         model_name: of timm, e.g. `resnet18.tv_in1k`; else of torchvision, e.g. `alexnet`.
         num_classes: outputs of the model.
-        weights: as of `resolve`, or what it returned.
+        weights: as of `resolve`.
         options: passed on to timm or torchvision, e.g. `drop_rate`.
 
     Raises:
         ConfigError: no such model, or none with these options.
         CheckpointError: as `resolve`; or the file is damaged or of another model.
     """
-    if not isinstance(weights, Weights):
-        weights = resolve(weights, model_name)
+    found = resolve(weights, model_name)
     model = _create(model_name, num_classes, options)
-    if weights is None:
+    if found is None:
         return model, "none: from scratch"
-    matched = load_matching(model, weights.file, convert=_conversion_for(model))
+    matched = load_matching(model, found.file, convert=_conversion_for(model))
     skipped = f"; left as they were: {', '.join(matched.skipped[:4])}" if matched.skipped else ""
     more = f" and {len(matched.skipped) - 4} more" if len(matched.skipped) > 4 else ""
-    return model, printable(f"{weights.origin}{skipped}{more}")
+    return model, printable(f"{found.origin}{skipped}{more}")
 
 
 def _conversion_for(model: torch.nn.Module) -> Convert | None:

@@ -33,6 +33,7 @@ from speed_network import Views, make_network, whitening
 import fastload
 from fastload import settings
 from fastload.augment import AlternatingFlip, Cutout
+from fastload.config import Optimizer, Schedule
 from fastload.devices import current_rank
 from fastload.errors import ConfigError
 from fastload.formats import Dataset
@@ -57,11 +58,11 @@ class Settings(fastload.TrainConfig):
     batch_size: int = 1024
     """Images per process and step."""
     epochs: int = 14
-    optimizer: Literal["adamw", "adam", "sgd"] = "sgd"
+    optimizer: Optimizer = "sgd"
     lr: float = 1.5
     momentum: float = 0.85
     weight_decay: float = 1.3e-3
-    schedule: Literal["cosine", "step", "one_cycle", "constant"] = "one_cycle"
+    schedule: Schedule = "one_cycle"
     label_smoothing: float = 0.2
     mixed_precision: Literal["no", "bf16", "fp16"] | None = "bf16"
     tta: bool = True

@@ -25,6 +25,7 @@ from torch import nn
 
 import fastload
 from fastload import settings
+from fastload.config import Optimizer, Schedule
 from fastload.errors import ConfigError, printable
 from fastload.files import write_whole, writing
 from fastload.formats import Dataset
@@ -43,9 +44,9 @@ class Settings(fastload.TrainConfig):
     batch_size: int = 16
     """Rows per process and step."""
     epochs: int = 100
-    optimizer: Literal["adamw", "adam", "sgd"] = "adam"
+    optimizer: Optimizer = "adam"
     weight_decay: float = 0.0
-    schedule: Literal["cosine", "step", "one_cycle", "constant"] = "constant"
+    schedule: Schedule = "constant"
     loss: Literal["cross_entropy", "bce", "mse"] = "mse"
     monitor: Literal["accuracy", "loss"] = "loss"
     output: Path = Path("runs/mlp_temps")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bench.convert import BARE, FFCV, LOOP, OURS, _tree, make_photographs, measure, say
+from bench.convert import BARE, FFCV, LOOP, OURS, make_photographs, measure, say
 from fastload.errors import ConfigError, SourceError
 from fastload.machine import installed
 
@@ -57,7 +57,3 @@ def test_a_folder_without_jpegs_has_nothing_to_compare(tmp_path: Path) -> None:
         Image.new("RGB", (9, 9)).save(file)
     with pytest.raises(SourceError, match="no JPEG"):
         measure(tmp_path, size=16, workers=1, rounds=1, repeat=1, made=None, count=1)
-
-
-def test_the_tree_of_a_process_that_is_gone_is_itself() -> None:
-    assert _tree(2**22 + 1) == [2**22 + 1]

@@ -22,7 +22,7 @@ from fastload.augment.compiling import coloured, compiled, ready
 from fastload.augment.maps import Geometry
 from fastload.augment.painting import Painting
 from fastload.augment.plan import Pass, Plan
-from fastload.augment.sampling import copy_by_slices
+from fastload.augment.sampling import copy_by_slices, is_stored
 from fastload.augment.spec import Values
 
 
@@ -38,8 +38,7 @@ def suits(images_NHWC: torch.Tensor, plan: Plan, dtype: torch.dtype) -> bool:
     for node in plan.nodes:
         if not isinstance(node, Pass) or node.channels != images_NHWC.shape[3] or node.geometry.fold:
             return False
-        whole = all(f == int(f) and 0 <= f <= 255 for f in node.geometry.fill)
-        if not whole or any(s.noise is not None for s in node.steps):
+        if not is_stored(node.geometry.fill) or any(s.noise is not None for s in node.steps):
             return False
     first, *later = (node.geometry for node in plan.nodes)  # type: ignore[union-attr]
     if (first.resized and first.padded) or not all(_only_warps(g, first.out) for g in later):

@@ -27,10 +27,6 @@ FULL_CORE = 0.95
 READS_BYTES_PER_SECOND = 4e6
 FILE_BYTES = 4096  # read per image: more than what processes tell each other
 MANY_FAULTS_PER_SECOND = 50.0
-CAUSES = (
-    "decode-bound", "augment-bound", "workers-bound", "storage-bound", "loader-sleeps", "one-worker", "epoch-starts",
-    "starved-cores", "copy-bound", "launch-bound", "interference", "balanced",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +39,6 @@ class Evidence:
         persistent_workers: whether they outlive an epoch.
         worker_cpu: cores that each of them used.
         next_cpu: cores that the training thread used while it was in `next()`.
-        process_cpu: cores that the training process used, all threads.
         starved_share: of the time, workers (else the process) were ready to run and waited for a core.
         cpu_per_core: load of each core.
         disk_read_bytes_per_second, major_faults_per_second: of process and workers.
@@ -65,7 +60,6 @@ class Evidence:
     persistent_workers: bool | None = None
     worker_cpu: tuple[float, ...] | None = None
     next_cpu: float | None = None
-    process_cpu: float | None = None
     starved_share: float | None = None
     cpu_per_core: tuple[float, ...] | None = None
     disk_read_bytes_per_second: float | None = None

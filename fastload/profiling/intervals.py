@@ -30,8 +30,7 @@ def quantile(values: Sequence[float], share: float) -> float | None:
     """Return the smallest value that `share` of all do not exceed; None of nothing."""
     if not len(values):
         return None
-    ordered = np.sort(np.asarray(values, dtype=np.float64))
-    return float(ordered[max(0, int(np.ceil(share * len(ordered))) - 1)])
+    return float(np.quantile(np.asarray(values, dtype=np.float64), share, method="inverted_cdf"))
 
 
 def ratio_interval(

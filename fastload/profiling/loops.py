@@ -119,7 +119,7 @@ def make_loop(
         efficiency=efficiency_share, own_share=own_share, busy_share=None if busy is None else busy.busy_share,
         copy_share=None if busy is None else busy.copy_share,
         syncs_per_step=None if busy is None else busy.syncs_per_step,
-        worker_cpu=measured.system.worker_cpu, process_cpu=measured.system.process_cpu,
+        worker_cpu=measured.system.worker_cpu,
         next_cpu=timing.next_cpu_seconds / timing.next_seconds if timing.next_seconds > 0 else None,
         starved_share=measured.starved_share, cpu_per_core=measured.system.cpu_per_core,
         disk_read_bytes_per_second=measured.system.disk_read_bytes_per_second,

@@ -1,4 +1,4 @@
-"""Measurements as JSON and for the terminal: no figure without machine, versions, data, command and date.
+"""Measurements as JSON: no figure without machine, versions, data, command and date.
 
 A report of what a training loop waited for is a `Report`: schema `fastload-gpu-util`, version 2. What was not measured
 is None, and null in JSON.

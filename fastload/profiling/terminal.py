@@ -19,6 +19,7 @@ from fastload.profiling.reading import (
     one_of_each,
     percent,
     rate_of,
+    shown,
     step_parts,
 )
 
@@ -66,7 +67,7 @@ def say_comparison(comparison: Comparison, console: Console) -> None:
             if row.loop == name:
                 change = "" if row.ratio is None else f"{row.ratio:.2f} times"
                 noise = "within the noise" if row.noise else ""
-                table.add_row(row.what, _shown(row.before, row.unit), _shown(row.after, row.unit), change, noise)
+                table.add_row(row.what, shown(row.before, row.unit), shown(row.after, row.unit), change, noise)
         console.print(table)
     for warning in comparison.warnings:
         _line(console, Text(f"Mind: {printable(warning)}", style="yellow"))
@@ -171,7 +172,3 @@ def _table(first: str, names: tuple[str, ...], title: str | None = None) -> Tabl
 def _line(console: Console, text: Text) -> None:
     # Never broken where a terminal ends: a command is pasted as it stands.
     console.print(text, soft_wrap=True, highlight=False)
-
-
-def _shown(value: float | None, unit: str) -> str:
-    return percent(value) if unit == "share" else duration(value) if unit == "seconds" else number(value)

@@ -11,10 +11,6 @@ COPY_BOUND_SHARE = 0.20
 IDLE_GPU_SHARE = 0.7  # a GPU that is busy for less of the time, and does not wait for data, waits for the host
 MIN_STEPS = 20
 FEW_STEPS = 40
-WORDS = (
-    "INPUT-BOUND", "PARTLY INPUT-BOUND", "NOT INPUT-BOUND", "COPY-BOUND", "LAUNCH-BOUND", "INTERFERENCE",
-    "INCONCLUSIVE",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

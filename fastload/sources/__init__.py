@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastload.errors import ConfigError, SourceError, printable
+from fastload.errors import ConfigError, SourceError, printable, several
 from fastload.places import Place, as_place, exists, fresh_listings
 from fastload.records import UNLABELLED, Source
 from fastload.sources import lists, tables
@@ -153,11 +153,10 @@ def describe(source: Source) -> list[str]:
         name if shown == name else f"{name} ({shown})"
         for name, shown in zip(source.classes, source.display_names, strict=True)
     ]
-    classes = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
     lines = [
         f"layout: {source.layout}, in {source.root}",
         f"samples: {counts}{', 1 channel (grey)' if source.num_channels == 1 else ''}",
-        f"classes: {len(names):,}: {classes}" if names else "classes: none, all samples are unlabelled",
+        f"classes: {len(names):,}: {several(names)}" if names else "classes: none, all samples are unlabelled",
     ]
     lines += remarks(source)
     # From the ends and the middle: three neighbours would all be of one class.

@@ -31,6 +31,15 @@ def split_folders(root: Place) -> list[tuple[str, str]]:
     return splits
 
 
+def split_prefixes(root: Place) -> list[tuple[str, str]]:
+    """Return (split, path prefix) of the split folders under `root`, `("valid", "val/")`; without any, all is `train`.
+
+    Raises:
+        SourceError: as of `split_folders`.
+    """
+    return [(split, f"{name}/") for split, name in split_folders(root)] or [("train", "")]
+
+
 def split_of_name(path: str) -> str:
     """Return the split that a file's folders or name tell of (`val/0.tar`, `cc3m-train-0001.tar`), else `train`."""
     *folders, name = path.split("/")

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import numpy.typing as npt
 
-from fastload.errors import ConfigError, SourceError, printable
+from fastload.errors import ConfigError, SourceError, printable, several
 from fastload.places import Place, as_place
 from fastload.records import SPLITS, UNLABELLED, Record, Source, check_seed
 from fastload.sources.labels import is_whole, sorted_classes
@@ -162,14 +162,10 @@ def describe_table(table: Table) -> list[str]:
             f"table: {table.path}",
             f"rows: {counts}",
             f"target: {names} ({what})",
-            f"features: {len(table.feature_names)} from {num_columns} columns: {_short(table.feature_names)}",
+            f"features: {len(table.feature_names)} from {num_columns} columns: {several(table.feature_names)}",
             *table.notes,
         )
     ]
-
-
-def _short(names: Sequence[str]) -> str:
-    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
 
 
 def _read_cells(path: Place, targets: list[str]) -> tuple[list[str], list[list[str]]]:
@@ -260,7 +256,7 @@ def _place(path: Place, names: list[str], target: str) -> int:
     if is_whole(target) and 1 <= abs(int(target)) <= len(names):
         return int(target) - (int(target) > 0)
     raise ConfigError(
-        f"--target {printable(target)}: {printable(path)} has no such column; it has {printable(_short(names))}."
+        f"--target {printable(target)}: {printable(path)} has no such column; it has {printable(several(names))}."
     )
 
 
@@ -310,7 +306,7 @@ def _labels(
             described.append({"name": name, "kind": "number"})
         return (), np.stack(columns, axis=1).astype(np.float32), described
     if len(targets) > 1:
-        raise ConfigError(f"--target {printable(_short(list(targets)))}: classes have one target; pass one.")
+        raise ConfigError(f"--target {printable(several(list(targets)))}: classes have one target; pass one.")
     # 1, 1.0 and 1e0 are one class where all are whole numbers.
     whole = found is not None and bool((found == np.round(found))[~np.isnan(found)].all())
     texts = [None if cell.lower() in MISSING else str(int(float(cell))) if whole else cell for cell in targets[name]]

@@ -122,8 +122,7 @@ def _timing(loop: Json) -> Timing:
         wait_seconds=totals["wait_seconds"], step_seconds=tuple(row[1] for row in rows),
         step_waits=tuple(row[2] for row in rows), step_images=tuple(row[4] for row in rows),
         step_ends=tuple(row[0] + row[1] - begin for row in rows), own_seconds=loop["own_seconds"],
-        num_starts=starts["count"], start_seconds=starts["seconds"], num_epochs=loop["passes"],
-        later_seconds=starts["later_seconds"], later_waits=starts["later_wait_seconds"],
+        num_epochs=loop["passes"], later_seconds=starts["later_seconds"], later_waits=starts["later_wait_seconds"],
         next_seconds=totals["next_seconds"], next_cpu_seconds=totals["next_cpu_seconds"],
     )  # fmt: skip
 
@@ -196,9 +195,7 @@ def _unwatched(found: Found, command: Measured) -> Report:
         why=f"{why}, so that only the processes were watched; put `for batch in fastload.profile(loader):` around the "
         f"loop.{seen}",
     )  # fmt: skip
-    empty = Timing(
-        num_steps=0, num_images=0, wall_seconds=0.0, wait_seconds=0.0, step_seconds=(), num_starts=0, start_seconds=0.0
-    )
+    empty = Timing(num_steps=0, num_images=0, wall_seconds=0.0, wait_seconds=0.0, step_seconds=())
     device = "cpu" if nvml is None else "cuda"
     loop = replace(make_loop("the whole command", empty, device, Feeding(), command), verdict=verdict, cause=None)
     action = Action(

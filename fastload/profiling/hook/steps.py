@@ -115,7 +115,6 @@ class Loop:
         # Of all passes, and of all but the first: their first steps, and the wait for these and after the last batch.
         self.starts = {"count": 0, "seconds": 0.0, "later_seconds": 0.0, "later_wait_seconds": 0.0}
         self.rows: list[tuple[float, float, float, float, int]] = []
-        self.workers: list[int] = []
         self.warmup_left = NUM_WARMUP
         self._stride = 1  # of so many runs one is kept
         self.pending: list[Step] = []
@@ -166,7 +165,7 @@ class Loop:
         rows = [[round(b, 4), round(s, 7), round(w, 7), round(h, 7), n] for b, s, w, h, n in self.rows]
         return {
             **self.about, "totals": self.totals, "starts": self.starts, "own_seconds": self.own_seconds,
-            "workers": self.workers, "rows": rows,
+            "rows": rows,
         }  # fmt: skip
 
 

@@ -28,7 +28,6 @@ from .describing import call_site, describe, shape_of
 from .steps import CudaClock, HostClock, Loop, Pass, Step, gpu_in_use
 
 FOLDER_VARIABLE = "FASTLOAD_WATCH_FOLDER"
-MAX_WORKERS = 4096
 # Writing takes a part of 1/WRITE_COST of the time at most, and not twice in a second.
 WRITE_COST, WRITE_SECONDS = 500, 1.0
 KEY = ("dataset", "num_samples", "batch_size", "num_workers")  # what else tells loops on one line apart
@@ -52,12 +51,12 @@ class Watcher:
         self._clock: Any = None
         self._rank: tuple[int, int] | None = None
         self._written, self._writing_took = 0.0, 0.0
-        self._begin_wall, self._begin = time.time(), time.perf_counter()
+        self._begin_wall = time.time()
         self._local.depth = 0
 
     # What the patched methods call, in this order. Each returns at once, and is the only one that touches its pass.
 
-    def pass_begins(self, loader: Any, iterator: Any, asked: float) -> Pass:
+    def pass_begins(self, loader: Any, asked: float) -> Pass:
         """Return the pass of an iterator that has just been made."""
         starting = time.perf_counter() - asked
         if torch.utils.data.get_worker_info() is not None:
@@ -67,8 +66,6 @@ class Watcher:
         if made.loop is not None:
             for left in [other for other in self._open if other.loop is made.loop]:
                 self._open.discard(left)
-            pids = [w.pid for w in getattr(iterator, "_workers", ())]
-            made.loop.workers += [p for p in pids if p not in made.loop.workers][: MAX_WORKERS - len(made.loop.workers)]
             made.loop.about["passes"] += 1
         return made
 
@@ -214,11 +211,9 @@ class Watcher:
             "pid": os.getpid(), "rank": rank, "world_size": world_size, "error": self.error,
             "device": "cpu" if self._clock is None else self._clock.name,
             "gpu_memory_bytes": None if gpu is None else torch.cuda.max_memory_allocated(gpu),
-            "gpu": None if gpu is None else torch.cuda.get_device_name(gpu),
             # Its number says nothing outside: a launcher may have set CUDA_VISIBLE_DEVICES for this process alone.
             "gpu_uuid": None if gpu is None else _uuid(gpu),
-            "python": sys.version.split()[0], "torch": torch.__version__, "script": sys.argv[:1],
-            "began": self._begin_wall, "seconds": time.perf_counter() - self._begin, "clock_began": self._begin,
+            "python": sys.version.split()[0], "torch": torch.__version__, "began": self._begin_wall,
             "loops": [loop.as_dict() for loop in loops],
         }  # fmt: skip
 
@@ -250,7 +245,7 @@ def watch_dataloader(module: Any) -> None:
         made = original_iter(self)
         if watcher.error is None:
             try:
-                made._fastload_pass = watcher.pass_begins(self, made, asked)
+                made._fastload_pass = watcher.pass_begins(self, asked)
             except Exception as e:
                 watcher.stop(e)
         return made
@@ -279,7 +274,7 @@ def watch_fastload(module: Any) -> None:
     def batches_of(self: Any) -> Any:
         asked, before = time.perf_counter(), self.on_device_work
         batches = original(self)
-        current = _safely(watcher, watcher.pass_begins, self, batches, asked)
+        current = _safely(watcher, watcher.pass_begins, self, asked)
 
         def arrived() -> None:
             if current is not None:
