@@ -85,10 +85,11 @@ class Feed:
     def window(self, step: Step) -> None:
         """Run some more steps on a GPU, traced; they count for nothing else."""
         num_steps = self._whole_rounds(WINDOW_STEPS)
+        traced = BusyWindow(self._device)
+        traced.prepare()  # workers read ahead meanwhile
         self._take_what_is_ready()
         for images, labels in islice(self.forever(), self.num_warmup):
             step(images, labels)
-        traced = BusyWindow(self._device)
         traced.start()
         for images, labels in islice(self.forever(), num_steps):
             step(images, labels)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import fastload
+from bench import feeds
 from bench.feeds import Feed
 from bench.gpu_util import Options, _feed
 from fastload.profiling.verdict import judge
@@ -77,6 +78,33 @@ def test_bursts_of_many_workers_are_counted_whole(clock: Clock, num_workers: int
     assert feed.x_load is not None
     assert feed.x_load.value == pytest.approx(64 / 0.02, rel=0.05)
     assert timing.num_steps == {1: 30, 2: 30, 15: 90, 16: 96}[num_workers]
+
+
+@pytest.mark.parametrize("num_workers", [2, 16])
+def test_a_traced_window_holds_whole_bursts(clock: Clock, monkeypatch: pytest.MonkeyPatch, num_workers: int) -> None:
+    traced: list[float] = []
+
+    class Window:
+        """Takes a while to set up, and says how long a step of the window took."""
+
+        def __init__(self, _: torch.device) -> None:
+            self.begin = 0.0
+
+        def prepare(self) -> None:
+            clock.now += 5.0
+
+        def start(self) -> None:
+            self.begin = clock.now
+
+        def stop(self, num_steps: int) -> None:
+            traced.append((clock.now - self.begin) / num_steps)
+
+    def step(*_: object) -> None:
+        clock.now += 0.006
+
+    monkeypatch.setattr(feeds, "BusyWindow", Window)
+    Feed("workers", Workers(clock, num_workers, 0.02 * num_workers), CPU).window(step)
+    assert traced == [pytest.approx(0.02, rel=0.05)]
 
 
 def test_epochs_of_a_part_of_the_images_say_nothing_of_the_users(clock: Clock) -> None:
