@@ -225,6 +225,8 @@ def show(
     opened = open_dataset(dataset, split)
     if opened.is_table:
         raise ConfigError(f"{printable(dataset)} is a table, which has no pictures; see it with: fastload info")
+    if not len(opened):
+        raise ConfigError(f"{printable(dataset)}: {opened.split} is empty, as bad.csv says; pass another --split.")
     ids = torch.randperm(len(opened), generator=torch.Generator().manual_seed(seed))[:9]
     images = torch.stack([opened[int(i)][0] for i in ids])
     if augment is not None:
