@@ -218,8 +218,10 @@ def show(
     from fastload.augment import Augment
     from fastload.augment.written import read_written
     from fastload.formats import open_dataset
+    from fastload.records import check_seed
     from fastload.sheet import contact_sheet
 
+    check_seed(seed)
     if dataset.lower().endswith(".beton"):
         raise ConfigError(f"{printable(dataset)}: images of a .beton have their own sizes; show wants a NAME.fastload.")
     opened = open_dataset(dataset, split)
