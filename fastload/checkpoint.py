@@ -72,7 +72,7 @@ def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor], metadata: dic
 
 
 def _unwritten(file: Path, e: Exception) -> CheckpointError:
-    return CheckpointError(f"{printable(file)} cannot be written ({printable(e)}); make room or pass --output.")
+    return CheckpointError(f"{printable(file)} cannot be written ({printable(e)}); make room or pass another path.")
 
 
 def load_weights(file: str | Path) -> dict[str, torch.Tensor]:

@@ -218,13 +218,17 @@ def show(
     from fastload.augment import Augment
     from fastload.augment.written import read_written
     from fastload.formats import open_dataset
+    from fastload.records import check_seed
     from fastload.sheet import contact_sheet
 
+    check_seed(seed)
     if dataset.lower().endswith(".beton"):
         raise ConfigError(f"{printable(dataset)}: images of a .beton have their own sizes; show wants a NAME.fastload.")
     opened = open_dataset(dataset, split)
     if opened.is_table:
         raise ConfigError(f"{printable(dataset)} is a table, which has no pictures; see it with: fastload info")
+    if not len(opened):
+        raise ConfigError(f"{printable(dataset)}: {opened.split} is empty, as bad.csv says; pass another --split.")
     ids = torch.randperm(len(opened), generator=torch.Generator().manual_seed(seed))[:9]
     images = torch.stack([opened[int(i)][0] for i in ids])
     if augment is not None:

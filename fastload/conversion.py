@@ -18,7 +18,7 @@ from fastload.decode import MAX_PIXELS, Fit
 from fastload.errors import ConfigError, DatasetError, SourceError, printable
 from fastload.files import write_table, write_text, write_whole
 from fastload.filling import Filler, convert_shards, finished_shards, num_writers
-from fastload.formats.manifest import BAD_NAME, MANIFEST_NAME, SAMPLES_NAME, Field, Manifest, Shard
+from fastload.formats.manifest import BAD_NAME, MANIFEST_NAME, SAMPLES_HEAD, SAMPLES_NAME, Field, Manifest, Shard
 from fastload.formats.resident import read_shard_metadata, sha256_of
 from fastload.formats.shardfile import unwritten
 from fastload.output import Output
@@ -259,7 +259,7 @@ def close(output: Output, manifest: Manifest, samples: Iterable[tuple[object, ..
     folder = output.folder
     file = folder / SAMPLES_NAME
     try:
-        write_table(file, ("split", "shard", "row", "label", "path"), samples)
+        write_table(file, SAMPLES_HEAD, samples)
         if manifest.skipped:
             file = folder / BAD_NAME
             write_table(file, ("path", "reason"), ((s["path"], s["reason"]) for s in manifest.skipped))

@@ -196,9 +196,13 @@ def _bad(source: Source, records: list[Record], max_pixels: int) -> list[dict[st
 
 
 def _read_whole(source: Source, record: Record, max_pixels: int) -> npt.NDArray[np.uint8]:
-    content = source.read(record)
-    if isinstance(content, bytes):
-        return decode_whole(content, record.path, max_pixels=max_pixels)
+    try:
+        content = source.read(record)
+        if isinstance(content, bytes):
+            return decode_whole(content, record.path, max_pixels=max_pixels)
+    except DecodeError as e:
+        reason_to_skip(e)  # raises where the machine failed, not the image
+        raise
     # Of a source with colours, single images may be grey.
     return np.repeat(content, 3, axis=2) if content.shape[2] == 1 else content
 

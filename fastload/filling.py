@@ -67,9 +67,11 @@ def reason_to_skip(error: DecodeError) -> str:
     """
     cause = error.__cause__
     # What Pillow finds damaged is an OSError, too, without a number.
+    if not error.of_file:
+        raise error
     if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno not in _OF_FILES):
         reason = f"{error.reason}; that is no bad image, so it is not skipped: run the same command again"
-        raise DecodeError(error.path, reason) from cause
+        raise DecodeError(error.path, reason, of_file=False) from cause
     return error.reason
 
 
@@ -174,9 +176,9 @@ class Filler:
         try:
             image_HWC = read_image(plan.source, shard.records[row], plan)
         except DecodeError as e:
+            reason = reason_to_skip(e).encode("utf-8", "replace")[:_REASON_BYTES]  # raises where it is no bad image
             if not self.skip_bad:
                 raise
-            reason = reason_to_skip(e).encode("utf-8", "replace")[:_REASON_BYTES]
             return self._told.pack(len(reason), *(0,) * 2 * plan.image_shape[2], reason)
         try:
             self._rows(number).write(self._descriptor(number), row, image_HWC)

@@ -29,7 +29,7 @@ from fastload.shares import Shares
 from fastload.stores import Served, Wanted
 from fastload.stores.copying import Copies, Copy
 from fastload.stores.sharded import ShardedStore
-from fastload.storing import Wish, make_store, one_size, place
+from fastload.storing import Wish, make_store, one_size, place, without_steps
 from fastload.together import can_talk
 
 STATE_VERSION = 1
@@ -269,11 +269,7 @@ class Loader:
         if not 0 <= self.rank < shares.world_size:
             raise ConfigError(f"rank={self.rank}: ranks of {shares.world_size} are counted from 0.")
         if shares.num_steps == 0:
-            raise ConfigError(
-                f"{printable(self.dataset.path)}: {self.dataset.split} has {shares.num_samples:,} samples, less than "
-                f"one step of {shares.global_batch:,} ({shares.batch_size} x {shares.world_size} ranks); "
-                "use a smaller batch size, or drop_last=False."
-            )
+            raise without_steps(self.dataset, shares)
         if not 0 <= seed < 2**63:
             raise ConfigError(f"seed={seed}: seeds lie between 0 and 2**63 - 1.")
         if reshuffle_every < 1 or (workers is not None and workers < 0):

@@ -19,7 +19,11 @@ Source = Annotated[
 ]
 Out = Annotated[
     str | None,
-    typer.Argument(help="The dataset to write, or its URL; SRC.fastload where not given.", show_default=False),
+    typer.Argument(
+        help="The dataset to write, or its URL. Where not given: SRC.fastload beside SRC (ffcv: SRC.ffcv), and "
+        "cifar10.fastload here of torchvision:CIFAR10; a SRC at a URL needs it.",
+        show_default=False,
+    ),
 ]
 Format = Annotated[
     Literal["resident", "ffcv"],

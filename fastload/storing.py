@@ -17,6 +17,7 @@ from fastload.errors import ConfigError, FastloadError, PlacementError, printabl
 from fastload.formats import AnyDataset, Beton, Dataset, MapDataset
 from fastload.placement import Kind, Need, Placement, check_kind, choose, gib
 from fastload.resharding import Holdings
+from fastload.shares import Shares
 from fastload.stores import Store, copies
 from fastload.stores.beton import BetonFile, BetonStore, can_decode
 from fastload.stores.folder import FolderStore
@@ -228,6 +229,21 @@ def _copy(dataset: Dataset, wish: Wish, kind: Whole) -> torch.Tensor:
             samples = torch.empty((len(dataset), *dataset.sample_shape), dtype=shards[0].dtype, device=wish.device)
             fill(samples, shards, advance=advance)
     return copies.keep(name, samples)
+
+
+def without_steps(dataset: AnyDataset, shares: Shares) -> ConfigError:
+    """Return the error for a split that makes not a single step, with what would."""
+    place, split, count = printable(dataset.path), dataset.split, len(dataset)
+    if not count:
+        return ConfigError(f"{place}: {split} is empty: no image of it could be read (see bad.csv); leave it out.")
+    if not shares.num_samples:
+        return ConfigError(
+            f"{place}: none of the {count:,} samples of {split} has a label; pass shuffle=False to predict them."
+        )
+    return ConfigError(
+        f"{place}: {split} has {shares.num_samples:,} samples, less than one step of {shares.global_batch:,} "
+        f"({shares.batch_size} x {shares.world_size} ranks); use a smaller batch size, or drop_last=False."
+    )
 
 
 @contextmanager

@@ -103,6 +103,8 @@ def test_a_cut_by_the_command(tmp_path: Path) -> None:
         (("info", "GOOD"), "no dataset"),
         (("verify", "FILE"), "is a file"),
         (("show", "EMPTY"), "no dataset"),
+        (("show", "GOOD", "--seed", "99999999999999999999"), "seeds lie between"),
+        (("show", "GOOD", "--seed", "-1"), "seeds lie between"),
         (("explode",), "explode"),
     ],
 )

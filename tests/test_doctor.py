@@ -60,3 +60,8 @@ def test_everything_a_user_may_need_is_looked_at(monkeypatch: pytest.MonkeyPatch
         (finding,) = [f for command, f in found.items() if f'pip install "fastload[{extra}]"' in command]
         assert finding.state == "absent"
         assert finding.name.lower() in str(project["optional-dependencies"][extra])
+
+
+def test_the_command_that_brings_ffcv_stands_in_one_place() -> None:
+    files = [file.name for file in (ROOT / "fastload").rglob("*.py") if "libturbojpeg0-dev" in file.read_text()]
+    assert files == ["machine.py"]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastload import open_dataset
+from fastload import Loader, convert, open_dataset
 from fastload.errors import DatasetError
 from fastload.formats.manifest import read_manifest
 from fastload.formats.resident import find_damage
@@ -153,3 +153,37 @@ def test_swapped_shards_are_found(copied: Path) -> None:
     a.write_bytes(second)
     b.write_bytes(first)
     assert len(list(find_damage(copied, read_manifest(copied)))) == 2
+
+
+def test_batches_are_told_by_their_files(folder: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b'new\nline, "\xff"\r.jpg')
+    (folder / "train" / "bee" / "001.jpg").rename(folder / "train" / "bee" / name)
+    (folder / "train" / "wasp" / "000.jpg").write_bytes(b"")
+    opened = open_dataset(convert(folder, tmp_path / "out", size=8, on_bad="skip"))
+    assert opened.class_to_idx == {"ant": 0, "bee": 1, "wasp": 2}
+    files = [str(file.relative_to(folder)) for file in (folder / "train").rglob("*.jpg")]
+    assert sorted(opened.paths) == sorted(set(files) - {"train/wasp/000.jpg"})
+    assert f"train/bee/{name}" in opened.paths
+    loader = Loader(opened, 5, seed=3)
+    for _, labels in loader:
+        assert [opened.class_to_idx[opened.paths[i].split("/")[1]] for i in loader.batch_ids] == labels.tolist()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: "",
+        lambda text: text[: len(text) // 2],
+        lambda text: text.replace(",0,", ",9,", 1),
+        lambda text: text.replace("path\n", "file\n"),
+        lambda text: text + "train\n",
+        lambda text: None,
+    ],
+)
+def test_a_list_of_other_samples_is_refused(copied: Path, change: Callable[[str], str | None]) -> None:
+    file = copied / "samples.csv"
+    text = change(file.read_text())
+    file.unlink() if text is None else file.write_text(text)
+    opened = open_dataset(copied)  # which does not need it
+    with pytest.raises(DatasetError, match=r"samples\.csv does not list this dataset's samples"):
+        _ = opened.paths

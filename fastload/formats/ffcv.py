@@ -105,6 +105,11 @@ class Beton(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
         return torch.from_numpy(pixels), int(self.labels[index])
 
     @property
+    def class_to_idx(self) -> dict[str, int]:
+        """Class name -> label; empty where no JSON names the classes."""
+        return {name: label for label, name in enumerate(self.classes)}
+
+    @property
     def one_size(self) -> tuple[int, int] | None:
         """(H, W) of all images; None where they are of their own sizes."""
         height, width = (int(n) for n in self.sizes[0])

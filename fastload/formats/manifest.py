@@ -17,6 +17,7 @@ FORMAT = "fastload-resident"
 VERSION = 1
 MANIFEST_NAME = "manifest.json"
 SAMPLES_NAME = "samples.csv"
+SAMPLES_HEAD = ("split", "shard", "row", "label", "path")
 BAD_NAME = "bad.csv"
 
 

@@ -7,9 +7,10 @@ float32 [n, T] for regression. The manifest is written last: a directory without
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from fastload.errors import DatasetError, printable
-from fastload.formats.manifest import DTYPES, Manifest, Shard
+from fastload.formats.manifest import DTYPES, SAMPLES_HEAD, SAMPLES_NAME, Manifest, Shard
 from fastload.places import Place, num_bytes_of
 from fastload.urls import Url
 
@@ -86,6 +87,22 @@ class Dataset(torch.utils.data.Dataset[tuple[torch.Tensor, int | torch.Tensor]])
         return self.manifest.classes
 
     @property
+    def class_to_idx(self) -> dict[str, int]:
+        """Class name -> label."""
+        return {name: label for label, name in enumerate(self.classes)}
+
+    @cached_property
+    def paths(self) -> tuple[str, ...]:
+        """What each sample was made of, by sample id (`Loader.batch_ids`): its path in the source, or row of a table.
+
+        Read from `samples.csv` when first asked for: a second for a million.
+
+        Raises:
+            DatasetError: that file is missing, or lists other samples.
+        """
+        return _read_paths(self.path / SAMPLES_NAME, self.split, self.manifest.splits[self.split])
+
+    @property
     def sample_shape(self) -> tuple[int, ...]:
         """(H, W, C) of every image, or (D,) of every row of a table."""
         return self.manifest.sample.shape
@@ -149,6 +166,29 @@ class Dataset(torch.utils.data.Dataset[tuple[torch.Tensor, int | torch.Tensor]])
     def digest(self) -> str:
         """SHA-256 (hex) over the manifest, and so over the checksum of every shard."""
         return hashlib.sha256(self.manifest.to_json().encode()).hexdigest()
+
+
+def _read_paths(file: Path, split: str, shards: Sequence[Shard]) -> tuple[str, ...]:
+    wanted = ([split, shard.file, str(row)] for shard in shards for row in range(shard.rows))
+    paths = []
+    try:
+        with file.open(encoding="utf-8", errors="surrogateescape", newline="") as opened:
+            lines = csv.reader(opened)
+            if tuple(next(lines, ())) != SAMPLES_HEAD:
+                raise ValueError("no such columns")
+            for *place, _, path in lines:
+                if place[0] == split:
+                    if place != next(wanted, None):
+                        raise ValueError(f"line {lines.line_num}")
+                    paths.append(path)
+        if next(wanted, None) is not None:
+            raise ValueError(f"it ends after {len(paths):,} of {split}")
+    except (OSError, ValueError, IndexError, csv.Error) as e:
+        raise DatasetError(
+            f"{printable(file)} does not list this dataset's samples ({printable(e)}); copy the whole directory anew, "
+            "or convert again."
+        ) from e
+    return tuple(paths)
 
 
 def _open_shard(path: Path, shard: Shard, manifest: Manifest) -> tuple[torch.Tensor, torch.Tensor]:

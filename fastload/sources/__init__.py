@@ -84,6 +84,10 @@ LAYOUTS = {
 }
 
 
+# A folder of splits is told by another name, which is part of the digest of every such dataset.
+_SAME_LAYOUT = {"split-class-folders": "class-folders"}
+
+
 def detect(
     spec: str | Path | Url,
     *,
@@ -100,7 +104,7 @@ def detect(
     Args:
         spec: a folder, a list, tars (`shards/{000..099}.tar`), a parquet file, or the URL of one that fsspec
             opens (`s3://bucket/food11`); `torchvision:NAME` or `hf:NAME_OR_PATH`.
-        layout: one of LAYOUTS, where it shall not be found.
+        layout: one of LAYOUTS, or a source's own `layout`, where it shall not be found.
         path_column, label_column: of a list, parquet file or Hugging Face dataset, by name.
         class_names: a file (or URL) with names for people; without it `cat_to_name.json`, in the root or above it.
         root: what the paths of a list are relative to, a folder or URL, or torchvision's root.
@@ -117,7 +121,7 @@ def detect(
     options = _Options(path_column=path_column, label_column=label_column, root=root, download=download,
                        allow_outside=allow_outside)  # fmt: skip
     with fresh_listings(place), fresh_listings(root or Path()):
-        name = layout or _find_layout(spec)
+        name = _SAME_LAYOUT.get(layout, layout) if layout else _find_layout(spec)
         chosen = _checked_layout(name, spec, options)
         source = chosen.read(spec, options)
         if layout is None and not source.classes:
