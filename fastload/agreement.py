@@ -55,7 +55,8 @@ def check_outputs(loss: Loss, outputs: torch.Tensor, labels: torch.Tensor, num_c
         fits = outputs.flatten().shape == labels.shape and int(labels.max()) <= 1
         wanted = "one logit for each sample, and labels 0 or 1"
     elif labels.ndim == 2:
-        fits, wanted = outputs.shape == labels.shape, "a logit for each class of the mixed labels"
+        fits = labels.is_floating_point() and outputs.shape == labels.shape
+        wanted = "a logit for each class, and shares of classes"
     else:
         # One logit alone is always right: its loss is 0, and its accuracy 100%.
         num_classes = max(2, num_classes, 1 + int(labels.max()))
