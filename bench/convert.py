@@ -29,7 +29,9 @@ from torchvision.io import decode_jpeg
 
 import fastload
 from fastload.errors import ConfigError, SourceError, printable
-from fastload.profiling.report import command, environment, installed, write_json
+from fastload.machine import installed
+from fastload.profiling.report import described
+from fastload.profiling.system import descendants
 from fastload.sources import detect
 
 BARE, OURS, FFCV, LOOP = "decode_jpeg alone", "fastload convert", "ffcv's writer", "PIL loop"
@@ -73,7 +75,7 @@ def measure(
     medians = {name: statistics.median(values) for name, values in speeds.items()}
     shown = (made and f"{count} made photographs of {made}") or printable((folder or Path()).resolve().name)
     return {
-        "schema": "fastload-bench-convert", "version": 1, "command": command(), **environment(),
+        "schema": "fastload-bench-convert", "version": 1, **described(),
         "libraries": installed(("opencv-python-headless", "numba")),
         "data": {"name": shown, "images": num_files, "bytes": num_bytes, "repeat": repeat,
                  "distinct": NUM_DISTINCT if made else num_files // repeat},
@@ -201,21 +203,13 @@ def peak_memory_bytes(images: Path, out: Path, size: int, workers: int) -> int:
         [sys.executable, "-m", "fastload.cli", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
         while process.poll() is None:
-            peak = max(peak, sum(_own_bytes(pid) for pid in _tree(process.pid)))
+            peak = max(peak, sum(_own_bytes(pid) for pid in (process.pid, *descendants(process.pid))))
             time.sleep(0.05)
         assert process.stderr is not None
         error = process.stderr.read()
     if process.returncode:
         raise SourceError(f"fastload convert ended with code {process.returncode}: {printable(error[-300:])}")
     return peak
-
-
-def _tree(pid: int) -> list[int]:
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        children = []
-    return [pid, *(p for child in children for p in _tree(int(child)))]
 
 
 def _own_bytes(pid: int) -> int:
@@ -296,8 +290,8 @@ def _silent_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def say(result: dict[str, Any], file: Path | None) -> None:
-    """Print the table; write the JSON where asked."""
+def say(result: dict[str, Any]) -> None:
+    """Print the table."""
     s, data = result["settings"], result["data"]
     title = f"{data['images']:,} images ({data['name']}), {s['size']} px, {s['workers']} workers"
     table = Table(title=f"{title}, {result['machine']['cores']} cores")
@@ -315,6 +309,3 @@ def say(result: dict[str, Any], file: Path | None) -> None:
         f"PSNR against Pillow: median {result['psnr_db']['median']} dB, lowest {result['psnr_db']['lowest']} dB; "
         f"peak memory: {result['peak_memory_mib']:,} MiB with all processes"
     )
-    if file is not None:
-        write_json(file, result)
-        print(f"wrote {file}")

@@ -112,20 +112,13 @@ def _loader(result: dict[str, Any]) -> str:
 
 def _gpu_util(result: dict[str, Any]) -> str:
     lines = ["| fed by | images/s | data wait | loader alone | ceiling |", "|---|---:|---:|---:|---:|"]
-    if result["version"] > 1:
-        for loop in result["loops"]:
-            real, load, replay = (
-                "not measured" if rate is None else f"{rate['value']:,.0f}" for rate in loop["throughput"].values()
-            )
-            lines.append(f"| {loop['name']} | {real} | {loop['wait']['share']:.0%} | {load} | {replay} |")
-        verdict, first = result["verdict"], result["loops"][0]["name"]
-        return "\n".join([*lines, "", f"{first}: {verdict['word']}: {verdict['why']}"])
-    for row in result["loaders"].values():
-        lines.append(
-            f"| {row['name']} | {row['x_real']:,.0f} | {row['data_wait']:.0%} | {row['x_load']:,.0f} | "
-            f"{result['x_replay']:,.0f} |"
+    for loop in result["loops"]:
+        real, load, replay = (
+            "not measured" if rate is None else f"{rate['value']:,.0f}" for rate in loop["throughput"].values()
         )
-    return "\n".join([*lines, "", f"{result['loaders']['folder']['name']}: {result['verdict']}"])
+        lines.append(f"| {loop['name']} | {real} | {loop['wait']['share']:.0%} | {load} | {replay} |")
+    verdict, first = result["verdict"], result["loops"][0]["name"]
+    return "\n".join([*lines, "", f"{first}: {verdict['word']}: {verdict['why']}"])
 
 
 def _convert(result: dict[str, Any]) -> str:
@@ -153,11 +146,16 @@ def _augment(result: dict[str, Any]) -> str:
             if peer not in row:
                 shown.append("")
             elif peer == peers[0]:
-                shown.append(f"{row[peer]['ms']:,.0f}")
+                shown.append(_milliseconds(row[peer]["ms"]))
             else:
-                shown.append(f"{row[peer]['ms']:,.0f} ({row[peer]['fastload_is_times_faster']:.1f}x)")
+                shown.append(f"{_milliseconds(row[peer]['ms'])} ({row[peer]['fastload_is_times_faster']:.1f}x)")
         lines.append(f"| {pipeline} | {' | '.join(shown)} |")
     return "\n".join(lines)
+
+
+def _milliseconds(value: float) -> str:
+    """Return whole ones, and below ten two digits that count: a GPU takes less than one."""
+    return f"{value:,.0f}" if value >= 9.95 else f"{value:#.2g}"
 
 
 def _memory(result: dict[str, Any]) -> str:

@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torchvision.transforms.v2 as T
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 import fastload
+from bench.peers import transforms
 from fastload.errors import ConfigError
 from fastload.placement import Kind
-from fastload.profiling.report import command, environment, write_json
+from fastload.profiling.report import described
 from fastload.records import Record, Source
 
 SIDE = 32
@@ -50,7 +49,7 @@ def measure(thousands: tuple[int, ...], *, batch_size: int, rounds: int) -> dict
                 if turn > 0:
                     speeds[key].append(speed)
     return {
-        "schema": "fastload-bench-growth", "version": 1, "command": command(), **environment(),
+        "schema": "fastload-bench-growth", "version": 1, **described(),
         "data": {"name": "made", "images": [1000 * n for n in thousands], "stored": SIDE},
         "settings": {"batch_size": batch_size, "rounds": rounds, "seconds": SECONDS,
                      "transforms": "RandomCrop with padding 4, RandomHorizontalFlip, Normalize"},
@@ -66,10 +65,7 @@ def measure(thousands: tuple[int, ...], *, batch_size: int, rounds: int) -> dict
 
 
 def _augment() -> fastload.Augment:
-    return fastload.Augment([
-        T.RandomCrop(SIDE, padding=4), T.RandomHorizontalFlip(), T.ToImage(), T.ToDtype(torch.float32, scale=True),
-        T.Normalize((0.5,) * 3, (0.25,) * 3),
-    ])  # fmt: skip
+    return fastload.Augment(transforms(SIDE, "padded"))
 
 
 def _make(folder: Path, count: int) -> Path:
@@ -98,8 +94,8 @@ def _speed(loader: fastload.Loader) -> float:
     return count / seconds
 
 
-def say(result: dict[str, Any], file: Path | None) -> None:
-    """Print the table; write the JSON where asked."""
+def say(result: dict[str, Any]) -> None:
+    """Print the table."""
     table = Table(title=f"images of {SIDE} px, batches of {result['settings']['batch_size']}")
     for name in ("images", *(f"{p}, images/s" for p in PLACEMENTS), "opened in, s"):
         table.add_column(name, justify="right")
@@ -107,6 +103,3 @@ def say(result: dict[str, Any], file: Path | None) -> None:
         speeds = (f"{row['images_per_second'][p]:,}" for p in PLACEMENTS)
         table.add_row(f"{row['images']:,}", *speeds, f"{row['open_seconds']:.3f}")
     Console().print(table)
-    if file is not None:
-        write_json(file, result)
-        print(f"wrote {file}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fastload import converting, options
-from fastload.errors import ConfigError, exit_with, printable
+from fastload.errors import ConfigError, exit_with, printable, several
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -144,10 +144,10 @@ def info(dataset: DatasetPath) -> None:
         row("", f"here: {placement}")
     row(manifest.sample.name, manifest.sample)
     if manifest.table is not None:
-        row("", _short(manifest.table["feature_names"]))
-        row("target", _short(manifest.table["target_names"]))
+        row("", several(manifest.table["feature_names"]))
+        row("target", several(manifest.table["target_names"]))
     if manifest.classes:
-        row("classes", f"{len(manifest.classes)}: {_short(manifest.display_names)}")
+        row("classes", f"{len(manifest.classes)}: {several(manifest.display_names)}")
     for name, values in (("mean", manifest.mean), ("std", manifest.std)):
         if values:
             row(name, ", ".join(f"{v:.4f}" for v in values))
@@ -170,18 +170,17 @@ def verify(
 
     Names every shard that was changed, cut, lost or swapped, and ends with exit code 1 if there is one.
     """
-    from fastload.formats.ffcv import check_beton, find_beton_damage
+    from fastload.formats.ffcv import betons_at, find_beton_damage
     from fastload.formats.manifest import read_manifest
     from fastload.formats.resident import find_damage
     from fastload.places import as_place
     from fastload.storing import byte_bar
 
     place = as_place(dataset)
-    betons: list[Path] = []
-    if isinstance(place, Path):
-        betons = [place] if place.suffix == ".beton" else sorted(place.glob("*.beton"))
+    betons = betons_at(place) if isinstance(place, Path) else []
     if betons:
-        total, num_files = sum(check_beton(file).num_bytes for file in betons), len(betons)
+        # Of what is left of them: one that is cut or lost is named below, with all others.
+        total, num_files = sum(file.stat().st_size for file in betons if file.is_file()), len(betons)
         checks = [functools.partial(find_beton_damage, file) for file in betons]
     else:
         manifest = read_manifest(place)
@@ -290,10 +289,6 @@ def _root(
     ] = False,
 ) -> None:
     pass
-
-
-def _short(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
 
 
 if __name__ == "__main__":

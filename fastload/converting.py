@@ -196,10 +196,13 @@ def shards_in_words(count: int) -> str:
 
 
 def parse_shares(texts: Sequence[str]) -> dict[str, float]:
-    """Return the shares that --split names."""
+    """Return the shares that --split names, under the three splits' own names."""
+    from fastload.records import known_split
+
     shares: dict[str, float] = {}
     for text in texts:
-        name, _, share = text.partition("=")
+        word, _, share = text.partition("=")
+        name = known_split(word)
         if name in shares:
             raise ConfigError(f"--split {printable(text)}: {printable(name)} was given before; leave one of them out.")
         try:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
+import random
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from fastload.errors import ConfigError, printable
@@ -87,6 +91,9 @@ def parse_device(name: str | torch.device | None) -> torch.device:
         device = current_device() if name is None else torch.device(name)
     except RuntimeError:
         raise ConfigError(f"device {printable(repr(name))} is not known; use cpu, cuda, cuda:1 or mps.") from None
+    # Of torch's others Accelerate would train on whatever it picks; what it has picked already can be watched.
+    if name is not None and device.type not in ("cpu", "cuda", "mps"):
+        raise ConfigError(f"device {device} is not supported; use cpu, cuda, cuda:1 or mps.")
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise ConfigError(f"device {device}: this machine has no CUDA GPU that torch can use; see: fastload doctor")
@@ -121,3 +128,19 @@ def computes_bfloat16(device: torch.device) -> bool:
     if device.type != "cpu" or platform.machine() not in ("x86_64", "AMD64"):
         return True
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+@contextmanager
+def generators_kept(device: torch.device | None = None) -> Iterator[None]:
+    """Put the states of Python's, NumPy's and torch's global generators back at the end.
+
+    Args:
+        device: a GPU whose generator is put back too.
+    """
+    pythons, numpys = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[device] if device is not None and device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(pythons)
+        np.random.set_state(numpys)

@@ -16,7 +16,7 @@ Users catch FastloadError. Every message says what was wrong, what was found and
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 
 class FastloadError(Exception):
@@ -75,6 +75,11 @@ def printable(text: object) -> str:
     sequences or bytes that are not UTF-8.
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+
+
+def several(names: Sequence[str]) -> str:
+    """Return the first twelve names in one line, and whether there are more."""
+    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
 
 
 def exit_with(program: Callable[[], object]) -> None:

@@ -20,6 +20,7 @@ from fastload.profiling.actions import ROOM
 from fastload.profiling.intervals import thinned
 from fastload.profiling.loops import rate
 from fastload.profiling.report import Rate, ResidentGain
+from fastload.profiling.samples import innermost
 from fastload.profiling.timing import WaitMeter
 
 NUM_IMAGES = 1000
@@ -62,7 +63,7 @@ def estimate(
     store = round(size * ROOM)
     chosen = [files[i] for i in thinned(len(files), max(NUM_IMAGES, batch_size))]
     try:
-        load = _load_rate(chosen, store, size, batch_size, device, _transform_of(dataset))
+        load = _load_rate(chosen, store, size, batch_size, device, getattr(innermost(dataset), "transform", None))
     except (FastloadError, OSError):
         return None
     if load is None:
@@ -75,8 +76,7 @@ def estimate(
 
 def image_files(dataset: Any) -> list[Path]:
     """Return the image files of a dataset that lists them in `samples` or `imgs`; of a wrapped one, the inner's."""
-    while hasattr(dataset, "dataset"):
-        dataset = dataset.dataset
+    dataset = innermost(dataset)
     listed = getattr(dataset, "samples", None) or getattr(dataset, "imgs", None)
     if not isinstance(listed, list) or not listed or not isinstance(listed[0], tuple | list):
         return []
@@ -116,9 +116,3 @@ def _augment(transform: Any, size: int) -> Augment:
         return Augment(transform, size=size)
     except (FastloadError, TypeError, AttributeError):
         return Augment(T.Compose([T.RandomCrop(size), T.RandomHorizontalFlip()]))
-
-
-def _transform_of(dataset: Any) -> Any:
-    while hasattr(dataset, "dataset"):
-        dataset = dataset.dataset
-    return getattr(dataset, "transform", None)

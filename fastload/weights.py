@@ -82,7 +82,7 @@ def resolve(weights: str | Path | None, model_name: str) -> Weights | None:
 
 
 def build(
-    model_name: str, num_classes: int, weights: str | Path | Weights | None = "auto", **options: Any
+    model_name: str, num_classes: int, weights: str | Path | None = "auto", **options: Any
 ) -> tuple[torch.nn.Module, str]:
     """Return a model of timm or torchvision with `weights` in it, and for result rows where they are from.
 
@@ -91,22 +91,21 @@ def build(
     Args:
         model_name: of timm, e.g. `resnet18.tv_in1k`; else of torchvision, e.g. `alexnet`.
         num_classes: outputs of the model.
-        weights: as of `resolve`, or what it returned.
+        weights: as of `resolve`.
         options: passed on to timm or torchvision, e.g. `drop_rate`.
 
     Raises:
-        ConfigError: no such model.
+        ConfigError: no such model, or none with these options.
         CheckpointError: as `resolve`; or the file is damaged or of another model.
     """
-    if not isinstance(weights, Weights):
-        weights = resolve(weights, model_name)
+    found = resolve(weights, model_name)
     model = _create(model_name, num_classes, options)
-    if weights is None:
+    if found is None:
         return model, "none: from scratch"
-    matched = load_matching(model, weights.file, convert=_conversion_for(model))
+    matched = load_matching(model, found.file, convert=_conversion_for(model))
     skipped = f"; left as they were: {', '.join(matched.skipped[:4])}" if matched.skipped else ""
     more = f" and {len(matched.skipped) - 4} more" if len(matched.skipped) > 4 else ""
-    return model, printable(f"{weights.origin}{skipped}{more}")
+    return model, printable(f"{found.origin}{skipped}{more}")
 
 
 def _conversion_for(model: torch.nn.Module) -> Convert | None:
@@ -169,10 +168,17 @@ def _create(model_name: str, num_classes: int, options: dict[str, Any]) -> torch
     import torchvision
 
     find_published(model_name)  # an unknown name is said in one sentence
-    if timm.is_model(model_name):
-        model: torch.nn.Module = timm.create_model(model_name, num_classes=num_classes, **options)
-    else:
-        model = torchvision.models.get_model(model_name, num_classes=num_classes, **options)
+    create: Any = timm.create_model if timm.is_model(model_name) else torchvision.models.get_model
+    try:
+        model: torch.nn.Module = create(model_name, num_classes=num_classes, **options)
+    except Exception as e:  # each model says it its own way
+        if not options:
+            raise
+        given = ", ".join(f"{key}={value!r}" for key, value in options.items())
+        raise ConfigError(
+            f"model {printable(model_name)} cannot be made with {printable(given)} ({printable(e).rstrip('.')}); pass "
+            "other values, or another model."
+        ) from e
     return model
 
 
@@ -250,17 +256,25 @@ def _download(published: Published, looked: list[str]) -> Weights | None:
 def _fetch(url: str, file: Path) -> str:
     """Download `url` to `file`, whole or not at all; return why that failed, or nothing."""
     named = _HASH.search(file.name)
+    part = file.with_name(f".{os.getpid()}-{file.name}")  # several ranks may fetch it
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(STALL_SECONDS)  # torch's download has no other way to be given one
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(file), named and named[1], progress=sys.stderr.isatty())
+        torch.hub.download_url_to_file(url, str(part), named and named[1], progress=sys.stderr.isatty())
+        if named is None:  # what was cut off on its way is told by nothing but itself
+            load_weights(part)
+        part.replace(file)
+    except CheckpointError:
+        return "what came is no whole file of weights"
     except RuntimeError:
         return "what came has not the checksum in its name"
     except Exception as e:  # what a broken connection raises depends on where it breaks
         return f"the download broke off ({type(e).__name__})"
     finally:
         socket.setdefaulttimeout(before)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
     return ""
 
 

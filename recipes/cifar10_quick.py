@@ -8,15 +8,14 @@ python recipes/cifar10_quick.py cifar10.fastload --relu --augment --momentum 0.9
 The notes' network has no ReLU: between its convolutions only max pooling is not linear.
 
 Measured: 66.6% (the notes have about 59%), with --relu 67.2%, with the third command 76.1%: moved and mirrored images
-and momentum change much, ReLU little. 10 epochs of some 40 s each on 2 cores of AMD EPYC (the first run, which --resume
-took up twice, says 3,478 s), on CIFAR-10 re-encoded as JPEG; torch 2.11.0, Python 3.11.7, 2026-11-21 and 22.
+and momentum change much, ReLU little. 10 epochs of some 40 s each on 2 cores of AMD EPYC, on CIFAR-10 re-encoded as
+JPEG; torch 2.11.0, Python 3.11.7, 2026-11-21 and 22.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torchvision.transforms.v2 as T
@@ -26,6 +25,7 @@ from torch import nn
 
 import fastload
 from fastload import settings
+from fastload.config import Optimizer, Schedule
 from fastload.errors import ConfigError
 
 SIZE = 32  # what the network is made for
@@ -44,11 +44,11 @@ class Settings(fastload.TrainConfig):
     batch_size: int = 64
     """Images per process and step."""
     epochs: int = 10
-    optimizer: Literal["adamw", "adam", "sgd"] = "sgd"
+    optimizer: Optimizer = "sgd"
     lr: float = 1e-2
     momentum: float = 0.0
     weight_decay: float = 0.0
-    schedule: Literal["cosine", "step", "one_cycle", "constant"] = "constant"
+    schedule: Schedule = "constant"
     output: Path = Path("runs/cifar10_quick")
 
 

@@ -26,6 +26,7 @@ from torch import nn
 
 import fastload
 from fastload import settings
+from fastload.config import Optimizer
 from fastload.errors import ConfigError
 
 Model = Literal["lenet", "alexnet", "vgg11", "nin", "googlenet", "resnet18"]
@@ -49,7 +50,7 @@ class Settings(fastload.TrainConfig):
     batch_size: int = 64
     """Images per process and step."""
     epochs: int = 10
-    optimizer: Literal["adamw", "adam", "sgd"] = "adam"
+    optimizer: Optimizer = "adam"
     output: Path = Path("runs/classics")
 
 

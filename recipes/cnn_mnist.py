@@ -22,6 +22,7 @@ from models import cnn_10_20, cnn_16_32_64
 
 import fastload
 from fastload import settings
+from fastload.config import Optimizer, Schedule
 from fastload.errors import ConfigError
 
 NETWORKS = {"16-32-64": cnn_16_32_64, "10-20": cnn_10_20}
@@ -39,9 +40,9 @@ class Settings(fastload.TrainConfig):
     batch_size: int = 64
     """Images per process and step."""
     epochs: int = 10
-    optimizer: Literal["adamw", "adam", "sgd"] = "adam"
+    optimizer: Optimizer = "adam"
     weight_decay: float = 0.0
-    schedule: Literal["cosine", "step", "one_cycle", "constant"] = "constant"
+    schedule: Schedule = "constant"
     output: Path = Path("runs/cnn_mnist")
 
 

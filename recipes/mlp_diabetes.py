@@ -22,6 +22,7 @@ from typing import Literal
 
 import torch
 import tyro
+from inputs import check_range
 from models import mlp
 from several import in_new_folder, tell
 from torch import nn
@@ -29,6 +30,7 @@ from torch.utils.data import TensorDataset
 
 import fastload
 from fastload import settings
+from fastload.config import Optimizer, Schedule
 from fastload.errors import ConfigError, printable
 
 
@@ -47,13 +49,17 @@ class Settings(fastload.TrainConfig):
     batch_size: int = 32
     """Rows per process and step."""
     epochs: int = 30
-    optimizer: Literal["adamw", "adam", "sgd"] = "adam"
+    optimizer: Optimizer = "adam"
     lr: float = 3e-3
     momentum: float = 0.0
     weight_decay: float = 0.0
-    schedule: Literal["cosine", "step", "one_cycle", "constant"] = "constant"
+    schedule: Schedule = "constant"
     loss: Literal["cross_entropy", "bce", "mse"] = "bce"
     output: Path = Path("runs/mlp_diabetes")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, 1, "hidden")
 
 
 def main(s: Settings) -> None:

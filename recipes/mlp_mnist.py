@@ -12,16 +12,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torchvision.transforms.v2 as T
 import tyro
-from inputs import open_resident
+from inputs import check_range, open_resident
 from models import mlp
 
 import fastload
 from fastload import settings
+from fastload.config import Optimizer, Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +37,15 @@ class Settings(fastload.TrainConfig):
     batch_size: int = 64
     """Images per process and step."""
     epochs: int = 20
-    optimizer: Literal["adamw", "adam", "sgd"] = "adam"
+    optimizer: Optimizer = "adam"
     weight_decay: float = 0.0
-    schedule: Literal["cosine", "step", "one_cycle", "constant"] = "constant"
+    schedule: Schedule = "constant"
     output: Path = Path("runs/mlp_mnist")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, 1, "hidden")
+        check_range(self, 0, "dropout", below=1)
 
 
 def main(s: Settings) -> None:

@@ -19,11 +19,13 @@ from typing import Literal
 
 import torch
 import tyro
+from inputs import check_range
 from models import Affine, mlp
 from torch import nn
 
 import fastload
 from fastload import settings
+from fastload.config import Optimizer, Schedule
 from fastload.errors import ConfigError, printable
 from fastload.files import write_whole, writing
 from fastload.formats import Dataset
@@ -42,12 +44,16 @@ class Settings(fastload.TrainConfig):
     batch_size: int = 16
     """Rows per process and step."""
     epochs: int = 100
-    optimizer: Literal["adamw", "adam", "sgd"] = "adam"
+    optimizer: Optimizer = "adam"
     weight_decay: float = 0.0
-    schedule: Literal["cosine", "step", "one_cycle", "constant"] = "constant"
+    schedule: Schedule = "constant"
     loss: Literal["cross_entropy", "bce", "mse"] = "mse"
     monitor: Literal["accuracy", "loss"] = "loss"
     output: Path = Path("runs/mlp_temps")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, 1, "hidden")
 
 
 def main(s: Settings) -> None:

@@ -9,6 +9,9 @@ import torch
 import torchvision.transforms.v2 as v2
 
 from fastload.augment import Augment, philox
+from fastload.augment.arithmetic import HostNumbers, Keys
+from fastload.augment.plan import Plan
+from fastload.augment.spec import parse, plan
 
 SEED, EPOCH = 3, 4
 
@@ -83,3 +86,12 @@ def augmented(transforms: object, images: torch.Tensor, **options: object) -> to
     made = Augment(transforms, **options).reference(images, seed=SEED, epoch=EPOCH)  # type: ignore[arg-type]
     assert isinstance(made, torch.Tensor)
     return made
+
+
+def plan_of(
+    transforms: object, num_images: int, height: int, width: int, channels: int = 3, *, seed: int = 0, epoch: int = 0
+) -> Plan:
+    """What happens to samples 0 .. num_images - 1 of this size, draws included."""
+    (ops,) = parse(transforms).segments()
+    assert isinstance(ops, list)
+    return plan(ops, HostNumbers(np.arange(num_images), Keys(seed, epoch)), height, width, channels)

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastload import doctor
-from fastload.augment import toolchain
+from fastload import doctor, toolchain
 
 HERE = Path(__file__).parent
 

@@ -9,10 +9,11 @@ import triton.language as tl
 
 from fastload.augment import Augment, Cutout, MixUp, RandomErasing, cpu, kernels, reference
 from fastload.augment.arithmetic import HostNumbers, Keys
-from fastload.augment.fused import DeviceKeys, Fused, Output, segments
+from fastload.augment.fused import DeviceKeys, Fused, Output
 from fastload.augment.plan import Pass, rows_of
+from fastload.augment.segments import segments
 from fastload.augment.spec import Values, parse, plan
-from tests.augment_help import assert_same, batch, smooth
+from tests.augment_help import assert_same, batch, plan_of, smooth
 from tests.test_augment import KNOWN_ANSWERS
 from tests.test_augment_draws import EVERYTHING
 
@@ -242,8 +243,8 @@ def test_the_cpus_way_equals_the_reference_within_rounding(name: str, channels: 
     normalize = [v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5], [0.25])]
     for images in (smooth(5, 33, 47, channels), batch(5, 33, 47, channels)):
         for memory_format in (torch.channels_last, torch.contiguous_format):
-            augment = Augment([*CPU_PIPELINES[name], *normalize], memory_format=memory_format)
-            made = augment.plan_of(5, 33, 47, channels)
+            pipeline = [*CPU_PIPELINES[name], *normalize]
+            augment, made = Augment(pipeline, memory_format=memory_format), plan_of(pipeline, 5, 33, 47, channels)
             assert cpu.suits(images, made, augment.dtype)
             assert cpu.whole_windows(made, 5)
             got = augment(images)

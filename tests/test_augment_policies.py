@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as F
 from fastload.augment import Augment, CutMix, MixUp
 from fastload.augment.arithmetic import HostNumbers, Keys
 from fastload.augment.spec import parse
-from tests.augment_help import EPOCH, SEED, assert_like_torchvision, augmented, smooth, uniforms, unit, words
+from tests.augment_help import EPOCH, SEED, assert_like_torchvision, augmented, plan_of, smooth, uniforms, unit, words
 
 BILINEAR, NEAREST = v2.InterpolationMode.BILINEAR, v2.InterpolationMode.NEAREST
 SIZES = [(1, 1), (7, 13), (64, 51)]
@@ -85,9 +85,8 @@ def test_auto_augment(policy) -> None:  # type: ignore[no-untyped-def]
 def test_aug_mix() -> None:
     images = smooth(20, 31, 42)
     transform = v2.AugMix(severity=4)
-    augment = Augment(transform)
-    got = augment(images, seed=SEED, epoch=EPOCH)
-    node = augment.plan_of(20, 31, 42, seed=SEED, epoch=EPOCH).nodes[0]
+    got = Augment(transform)(images, seed=SEED, epoch=EPOCH)
+    node = plan_of(transform, 20, 31, 42, seed=SEED, epoch=EPOCH).nodes[0]
     weights = np.stack(node.weights)  # type: ignore[union-attr]
     assert np.allclose(weights.sum(0), 1)
     first = 5 * 25

@@ -13,7 +13,18 @@ from torchvision.transforms.v2 import functional as F
 from fastload.augment import AlternatingFlip, Augment, Cutout, RandomErasing
 from fastload.augment.arithmetic import HostNumbers, Keys
 from fastload.augment.spec import parse
-from tests.augment_help import EPOCH, SEED, assert_like_torchvision, augmented, batch, smooth, uniforms, unit, words
+from tests.augment_help import (
+    EPOCH,
+    SEED,
+    assert_like_torchvision,
+    augmented,
+    batch,
+    plan_of,
+    smooth,
+    uniforms,
+    unit,
+    words,
+)
 
 BILINEAR, NEAREST = v2.InterpolationMode.BILINEAR, v2.InterpolationMode.NEAREST
 SIZES = [(1, 1), (7, 13), (64, 51)]
@@ -240,7 +251,7 @@ def test_grayscale_changes_the_channels() -> None:
 
 
 def erased_boxes(transform: object, num: int, height: int, width: int, place: int = 0) -> list[tuple[int, ...]]:
-    made = Augment([transform]).plan_of(num, height, width, seed=SEED, epoch=EPOCH)  # type: ignore[list-item]
+    made = plan_of([transform], num, height, width, seed=SEED, epoch=EPOCH)
     step = made.nodes[-1].steps[place]  # type: ignore[union-attr]
     boxes = np.stack([np.broadcast_to(v, num) for v in step.values]).astype(int)
     return [tuple(b) if code else (0, 0, 0, 0) for b, code in zip(boxes.T.tolist(), step.code, strict=True)]

@@ -1,12 +1,12 @@
 import csv
 import errno
-import gzip
 import json
 import os
 import resource
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,15 @@ import pytest
 from PIL import Image
 
 from fastload import Loader, conversion, convert, decode, open_dataset
+from fastload.conversion import default_output
 from fastload.conversion_ffcv import convert_to_ffcv
 from fastload.errors import ConfigError, DatasetError, DecodeError, SourceError
 from fastload.output import Output
+from fastload.plan import Plan, Settings
+from fastload.records import Source
 from fastload.sources import detect
-from tests.conftest import SHARED, convert_small, launch, write_folder, write_image
+from tests.conftest import convert_small, launch, write_folder, write_image
+from tests.test_idx import idx
 
 
 def contents(dataset: Path) -> dict[str, bytes]:
@@ -57,13 +61,6 @@ def test_training_rows_are_shuffled_and_others_are_not(dataset: Path) -> None:
     assert valid == sorted(valid)
 
 
-@pytest.mark.parametrize("workers", [2, 16])
-def test_the_same_bytes_from_any_number_of_workers(folder: Path, tmp_path: Path, workers: int) -> None:
-    one = convert(folder, tmp_path / "one", size=19, workers=1)
-    many = convert(folder, tmp_path / "many", size=19, workers=workers)
-    assert contents(one) == contents(many)
-
-
 @pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
 def test_fit(folder: Path, tmp_path: Path, fit: str) -> None:
     opened = open_dataset(convert(folder, tmp_path / fit, size=37, fit=fit))  # type: ignore[arg-type]
@@ -92,6 +89,17 @@ def test_default_output_for_the_current_folder(folder: Path, monkeypatch: pytest
     assert convert(".", size=5) == folder.with_name("insects.fastload")
 
 
+def test_default_output_of_what_a_library_knows(tmp_path: Path) -> None:
+    names = {"torchvision:CIFAR10": "cifar10", "hf:org/Food101": "food101", f"hf:{tmp_path}/Saved.v2/": "saved.v2"}
+    for spec, name in names.items():
+        assert default_output(spec) == Path(f"{name}.fastload")
+    listed = Source(root=tmp_path, layout="torchvision", classes=(), records=(), name="CIFAR10")
+    assert default_output(listed) == Path("cifar10.fastload")
+    for spec in ("torchvision:", "hf:", "hf:..", "hf:."):
+        with pytest.raises(ConfigError, match="name the dataset"):
+            default_output(spec)
+
+
 @pytest.mark.parametrize("bad", [b"", b"no image at all", b"\xff\xd8\xff\xe0 cut"])
 def test_a_bad_image_stops_with_its_name_and_leaves_nothing(folder: Path, tmp_path: Path, bad: bytes) -> None:
     (folder / "train" / "bee" / "001.jpg").write_bytes(bad)
@@ -113,6 +121,62 @@ def test_after_a_bad_image_finished_shards_are_kept_and_used(folder: Path, tmp_p
     assert not (tmp_path / "out.partial").exists()
     assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept
     assert contents(out) == contents(convert_small(folder, tmp_path / "again", conversion))
+
+
+def test_what_killed_runs_left_is_no_part_of_the_dataset(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.partial").mkdir()
+    for name in (".train-00099.safetensors.tmp", "bad.csv"):
+        (tmp_path / "out.partial" / name).write_text("of an earlier try")
+    assert contents(convert(folder, tmp_path / "out", size=8)) == contents(convert(folder, tmp_path / "b", size=8))
+
+
+def grey_png(file: Path, value: int) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), (value,) * 3).save(file)
+
+
+def in_place(root: Path) -> None:
+    for file in root.glob("*/*.png"):
+        grey_png(file, 200)
+
+
+def exported_elsewhere(root: Path) -> None:
+    root.with_name("anew").rename(root)
+
+
+def copied_with_old_times(root: Path) -> None:
+    in_place(root)
+    for file in root.glob("*/*.png"):
+        os.utime(file, (10**9, 10**9))
+
+
+def by_a_link(root: Path) -> None:
+    root.symlink_to("anew")
+
+
+@pytest.mark.parametrize("change", [in_place, exported_elsewhere, copied_with_old_times, by_a_link])
+def test_a_run_that_goes_on_takes_no_shard_of_images_that_were_changed(
+    tmp_path: Path, change: Callable[[Path], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "set"
+    for number in range(6):  # the new ones, too, stand somewhere before the run begins
+        grey_png(root / "ab"[number % 2] / f"{number}.png", 100)
+        grey_png(tmp_path / "anew" / "ab"[number % 2] / f"{number}.png", 200)
+    to = partial(convert, root, tmp_path / "out", size=8, workers=1, progress=True)
+    with mock.patch.object(conversion, "SHARD_BYTES", 2 * 8 * 8 * 3):
+        last = Plan(source=detect(root), settings=Settings(size=8, shard_bytes=2 * 8 * 8 * 3)).shards[-1]
+        (root / (bad := last.records[0].path)).write_bytes(b"")
+        with pytest.raises(DecodeError, match=f"{bad}: the file is empty"):
+            to()
+        assert len(list((tmp_path / "out.partial").glob("*.safetensors"))) == 2
+        capfd.readouterr()
+        if change in (exported_elsewhere, by_a_link):
+            root.rename(tmp_path / "old")
+        change(root)
+        to()
+    assert "note: 0 of 3 shards stand already, and 2 are written anew, since their images" in capfd.readouterr().err
+    pixels = np.concatenate([shard.numpy() for shard in open_dataset(tmp_path / "out").shards])
+    assert np.unique(pixels).tolist() == [200]
 
 
 def test_an_unfinished_conversion_with_other_options_is_not_mixed_in(folder: Path, tmp_path: Path) -> None:
@@ -345,18 +409,16 @@ def test_labels_in_file_names_and_unlabelled_images(tmp_path: Path) -> None:
         Loader(open_dataset(out, "test"), 1, drop_last=False)
 
 
-@pytest.mark.skipif(not (SHARED / "t10k-images-idx3-ubyte.gz").exists(), reason="the MNIST files are not there")
 def test_grey_images_have_one_channel(tmp_path: Path) -> None:
-    raw = tmp_path / "MNIST" / "raw"
+    raw, digits = tmp_path / "MNIST" / "raw", np.arange(20, dtype=np.uint8) % 10
     raw.mkdir(parents=True)
-    for kind in ("images-idx3", "labels-idx1"):
-        for split in ("t10k", "train"):  # torchvision wants both; the test digits stand in for the others
-            data = gzip.decompress((SHARED / f"t10k-{kind}-ubyte.gz").read_bytes())
-            (raw / f"{split}-{kind}-ubyte").write_bytes(data)
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 28, 28), dtype=np.uint8)
+    for split in ("t10k", "train"):  # torchvision wants both
+        (raw / f"{split}-images-idx3-ubyte").write_bytes(idx(pixels))
+        (raw / f"{split}-labels-idx1-ubyte").write_bytes(idx(digits))
     out = convert(detect("torchvision:MNIST", root=tmp_path), tmp_path / "mnist.fastload", size=28)
     opened = open_dataset(out, "test")
     assert opened.sample_shape == (28, 28, 1)
-    assert len(opened) == 10_000
-    images, labels = next(iter(Loader(opened, 64, shuffle=False)))
-    assert images.shape == (64, 1, 28, 28)
-    assert labels[:5].tolist() == [7, 2, 1, 0, 4]  # the digits that everybody knows
+    images, labels = next(iter(Loader(opened, 20, shuffle=False)))
+    assert np.array_equal((images[:, 0] * 255).round().numpy(), pixels)
+    assert np.array_equal(labels, digits)

@@ -270,7 +270,6 @@ def test_a_mistake_in_the_callers_code_is_left_as_it_is(tmp_path):
     [
         ({"mode": "smart"}, "smart"),
         ({"quality": 0}, "quality=0"),
-        ({"jpeg_share": 1.5}, "jpeg_share=1.5"),
         ({"max_resolution": 0}, "max_resolution=0"),
         ({"max_resolution": 65536}, "max_resolution=65536"),
         ({"workers": 0}, "workers=0"),

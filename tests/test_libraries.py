@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import json
+import resource
 import socket
 import struct
 import sys
@@ -21,7 +23,7 @@ from PIL import Image
 from fastload import convert, open_dataset
 from fastload.errors import ConfigError, DatasetError, DecodeError, SourceError
 from fastload.records import Source
-from fastload.sources import cut_splits, describe, detect
+from fastload.sources import cut_splits, describe, detect, parquet
 from fastload.sources.parquet import ParquetReader
 from tests.conftest import write_image
 from tests.sources_help import add
@@ -244,8 +246,29 @@ def test_parquet_is_unpacked_once_and_a_full_disk_loses_no_image(
             pytest.raises(DatasetError, match=r"x\.parquet cannot be unpacked to .*No space left.*set TMPDIR"),
         ):
             convert(detect(tmp_path / "a"), tmp_path / "full", size=4, on_bad="skip")
+    gc.collect()  # what the errors held
     assert len(list(Path("/proc/self/fd").iterdir())) <= num_open
     assert not (tmp_path / "full").exists()
+
+
+def test_many_parquet_files_need_few_descriptors(tmp_path: Path) -> None:
+    for number in range(40):
+        write_parquet(tmp_path / "a" / f"{number:02d}.parquet", [(number, 0), (number + 100, 1)])
+    source = detect(tmp_path / "a")
+    highest = max(int(f.name) for f in Path("/proc/self/fd").iterdir())
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 10, limits[1]))
+        source.prepare(source.records)
+        assert source.read(source.records[-1]) == encoded(139)
+        assert source.read(source.records[0]) == encoded(0)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+        with pytest.raises(DatasetError, match="too many open files"):  # of the machine, not of the file
+            ParquetReader(tmp_path / "a", "image.bytes")(source.records[0])
+        with pytest.raises(DatasetError, match="too many open files"):
+            parquet._labels_of(tmp_path / "a" / "00.parquet", None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 @pytest.mark.parametrize(("module", "extra"), [("pyarrow", "parquet"), ("datasets", "hf")])

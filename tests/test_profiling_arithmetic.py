@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from bench.truth_cases import evidence_cases
 from fastload.profiling.actions import Advice, advise
 from fastload.profiling.busy import Span, summarize
-from fastload.profiling.causes import CAUSES, Evidence, find_cause
+from fastload.profiling.causes import Evidence, find_cause
 from fastload.profiling.intervals import outside_seconds, quantile, ratio_interval, thinned, union_seconds
 from fastload.profiling.loops import Feeding, Measured, make_loop, worst
 from fastload.profiling.nvml import NvmlSamples, histogram
 from fastload.profiling.ranks import merge
 from fastload.profiling.report import Loop, Rate, Report, ResidentGain, Run, Sample
 from fastload.profiling.timing import Timing
-from fastload.profiling.verdict import WORDS, judge
+from fastload.profiling.verdict import judge
 
 # Whole numbers: the brute-force twin counts unit cells.
 SPANS = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=12)
@@ -90,7 +90,6 @@ def test_a_verdict_is_as_sure_as_its_interval(
 ) -> None:
     verdict = judge(share, 60, "cuda", interval=interval)
     assert (verdict.word, verdict.confidence) == (word, confidence)
-    assert verdict.word in WORDS
 
 
 def test_a_gpu_that_waits_for_something_else_is_told_apart() -> None:
@@ -146,7 +145,6 @@ def test_causes(seen: Evidence, more: dict[str, Any], word: str) -> None:
     cause = find_cause(dataclasses.replace(seen, **more))
     assert cause is not None
     assert cause.word == word
-    assert word in CAUSES
     assert cause.evidence[0].startswith("data wait ")
 
 
@@ -169,7 +167,7 @@ def a_loop(
     timing = Timing(
         num_steps=60, num_images=600, wall_seconds=6.0, wait_seconds=6.0 * wait, step_seconds=(0.1,) * 60,
         step_waits=(0.1 * wait,) * 60, step_images=(10,) * 60, step_ends=tuple(0.1 * (k + 1) for k in range(60)),
-        num_starts=3, start_seconds=0.3, num_epochs=epochs, later_seconds=1.0, later_waits=0.9,
+        num_epochs=epochs, later_seconds=1.0, later_waits=0.9,
         own_seconds=None if own is None else 6.0 * own,
     )  # fmt: skip
     load = None if efficiency is None else Rate(value=100 / efficiency, interval=None)

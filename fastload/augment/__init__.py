@@ -17,13 +17,13 @@ from fastload.augment.colour import mixes
 from fastload.augment.compiling import ready
 from fastload.augment.geometry import AXIS_MOVES, Resize
 from fastload.augment.own import AlternatingFlip, CutMix, Cutout, MixUp, RandomErasing
-from fastload.augment.plan import Mixing, Numbered, Plan
+from fastload.augment.plan import Mixing, Numbered
 from fastload.augment.reference import Drawn
 from fastload.augment.samples import run_each
 from fastload.augment.saying import explain
 from fastload.augment.spec import PerSample, Spec, Values, parse, plan
-from fastload.augment.toolchain import can_launch
 from fastload.errors import TransformError
+from fastload.toolchain import can_launch
 
 
 def can_fuse(images: torch.Tensor) -> bool:
@@ -265,7 +265,7 @@ class Augment:
             low, high = (int(n) for n in rows.aminmax())
             if low < 0 or high >= len(images):
                 raise TransformError(f"rows go from {low} to {high}, and there are {len(images)} images.")
-        sample_ids = torch.arange(num_images) if ids is None else ids
+        sample_ids = torch.arange(num_images, device="cpu") if ids is None else ids
         if sample_ids.shape != (num_images,):
             raise TransformError(f"ids has shape {list(sample_ids.shape)}, the batch has {num_images} images.")
         return sample_ids
@@ -276,17 +276,6 @@ class Augment:
             raise TransformError(
                 f"Normalize has {num_values} channels, the images have {num_channels} (NHWC); give one value for each."
             )
-
-    def plan_of(
-        self, num_images: int, height: int, width: int, channels: int = 3, *, seed: int = 0, epoch: int = 0
-    ) -> Plan:
-        """Return what happens to samples 0 .. num_images - 1 of this size, draws included."""
-        last = Plan(nodes=(), mixing=(), size=(height, width), channels=channels)
-        for segment in self._segments:
-            if not isinstance(segment, PerSample):
-                xp = HostNumbers(np.arange(num_images), Keys(seed, epoch))
-                last = plan(segment, xp, height, width, channels)
-        return last
 
     def explain(self, height: int = 256, width: int = 256, channels: int = 3, batch_size: int = 64) -> str:
         """Return stages, launches and bytes for a batch of stored images of this size, one line each."""

@@ -1,8 +1,7 @@
-"""The few operations draws are made of: in NumPy, in torch, and as a trace that becomes one Triton kernel.
+"""The few operations draws are made of: in NumPy, and as a trace that becomes one Triton kernel.
 
-Draws are written once (geometry.py, colour.py, policies.py) against a `Numbers`, so the host, a device without
-Triton and the kernel give the same numbers. Whole numbers are int64, others float64: what is rounded to whole
-pixels must not depend on the device.
+Draws are written once (geometry.py, colour.py, policies.py) against a `Numbers`, so the host and the kernel give the
+same numbers. Whole numbers are int64, others float64: what is rounded to whole pixels must not depend on the device.
 
 N images of the batch.
 """
@@ -15,10 +14,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 
 from fastload.augment.compiling import ready
-from fastload.augment.philox import derive, philox4x32
+from fastload.augment.philox import derive, words_of
 
 Array = Any  # [N] of a backend, or a plain number that holds for every image
 
@@ -138,7 +136,7 @@ def beta(xp: Numbers, words: Sequence[Array], alpha: float) -> Array:
 
 
 class HostNumbers:
-    """NumPy on the host: what the CPU uses."""
+    """NumPy on the host: what the CPU uses, and a device without Triton."""
 
     def __init__(self, ids: np.ndarray[Any, np.dtype[np.int64]], keys: Keys, view: int = 0) -> None:
         self._ids, self._keys, self._view = ids, keys.words, view
@@ -155,9 +153,7 @@ class HostNumbers:
         if fast is not None:
             stacked = fast.words(np.ascontiguousarray(ids), *key, number, num_blocks)
         else:
-            blocks = np.arange(num_blocks)[:, None]
-            words = philox4x32((blocks, np.full_like(blocks, number), ids[None] & 0xFFFFFFFF, ids[None] >> 32), key)
-            stacked = np.stack(np.broadcast_arrays(*words), axis=1).reshape(4 * num_blocks, -1)
+            stacked = words_of(ids, key, number, num_blocks)
         return list(np.broadcast_to(stacked, (len(stacked), len(self._ids)))[:count])
 
     where = staticmethod(np.where)
@@ -177,76 +173,6 @@ class HostNumbers:
     def whole(self, x: Array) -> Array:
         """See Numbers."""
         return np.asarray(x).astype(np.int64)
-
-
-class DeviceNumbers:
-    """Plain torch on any device, without waiting for it: where there is no Triton."""
-
-    def __init__(self, ids: torch.Tensor, keys: Keys, view: int = 0) -> None:
-        self._ids, self._keys, self._view = ids, keys.words, view
-        self.parity = self._keys[4]
-
-    def words(
-        self, transform: int, count: int, *, every_epoch: bool = True, per_batch: bool = False
-    ) -> Sequence[Array]:
-        """See Numbers."""
-        ids = self._ids[:1] if per_batch else self._ids
-        blocks = torch.arange((count + 3) // 4, device=ids.device)[:, None]
-        numbers = torch.full_like(blocks, _number_of(transform, self._view))
-        words = philox4x32((blocks, numbers, ids[None] & 0xFFFFFFFF, ids[None] >> 32),
-                           self._keys[:2] if every_epoch else self._keys[2:4])  # fmt: skip
-        stacked = torch.stack([w.expand(len(blocks), ids.shape[-1]) for w in words], dim=1).flatten(0, 1)
-        return list(stacked.expand(-1, len(self._ids))[:count])
-
-    def _tensor(self, x: Array) -> torch.Tensor:
-        if isinstance(x, torch.Tensor):
-            return x
-        dtype = torch.float64 if isinstance(x, float) else torch.int64
-        return torch.full((), x, dtype=dtype, device=self._ids.device)
-
-    def where(self, condition: Array, yes: Array, no: Array) -> Array:
-        """See Numbers."""
-        return torch.where(self._tensor(condition).bool(), self._tensor(yes), self._tensor(no))
-
-    def minimum(self, a: Array, b: Array) -> Array:
-        """See Numbers."""
-        return torch.minimum(self._tensor(a), self._tensor(b))
-
-    def maximum(self, a: Array, b: Array) -> Array:
-        """See Numbers."""
-        return torch.maximum(self._tensor(a), self._tensor(b))
-
-    def number(self, x: Array) -> Array:
-        """See Numbers."""
-        return self._tensor(x).to(torch.float64)
-
-    def whole(self, x: Array) -> Array:
-        """See Numbers."""
-        return self._tensor(x).to(torch.int64)
-
-    def floor(self, x: Array) -> Array:
-        """See Numbers."""
-        return self.number(x).floor()
-
-    def sqrt(self, x: Array) -> Array:
-        """See Numbers."""
-        return self.number(x).sqrt()
-
-    def exp(self, x: Array) -> Array:
-        """See Numbers."""
-        return self.number(x).exp()
-
-    def log(self, x: Array) -> Array:
-        """See Numbers."""
-        return self.number(x).log()
-
-    def sin(self, x: Array) -> Array:
-        """See Numbers."""
-        return self.number(x).sin()
-
-    def cos(self, x: Array) -> Array:
-        """See Numbers."""
-        return self.number(x).cos()
 
 
 def _number_of(transform: int, view: int) -> int:

@@ -5,7 +5,7 @@ N images. Values in 0..1.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fastload.augment.arithmetic import Array, below, beta, between, permutation, uniform
 from fastload.augment.geometry import try_boxes
@@ -215,7 +215,7 @@ class RandomChoice:
     """
 
     branches: tuple[tuple[Numbered, ...], ...]
-    p: tuple[float, ...] = field(default=())
+    p: tuple[float, ...]
 
     def add(self, builder: Builder, number: int) -> None:
         """See Op."""

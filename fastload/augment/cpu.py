@@ -22,7 +22,7 @@ from fastload.augment.compiling import coloured, compiled, ready
 from fastload.augment.maps import Geometry
 from fastload.augment.painting import Painting
 from fastload.augment.plan import Pass, Plan
-from fastload.augment.sampling import copy_by_slices
+from fastload.augment.sampling import copy_by_slices, is_stored
 from fastload.augment.spec import Values
 
 
@@ -38,8 +38,7 @@ def suits(images_NHWC: torch.Tensor, plan: Plan, dtype: torch.dtype) -> bool:
     for node in plan.nodes:
         if not isinstance(node, Pass) or node.channels != images_NHWC.shape[3] or node.geometry.fold:
             return False
-        whole = all(f == int(f) and 0 <= f <= 255 for f in node.geometry.fill)
-        if not whole or any(s.noise is not None for s in node.steps):
+        if not is_stored(node.geometry.fill) or any(s.noise is not None for s in node.steps):
             return False
     first, *later = (node.geometry for node in plan.nodes)  # type: ignore[union-attr]
     if (first.resized and first.padded) or not all(_only_warps(g, first.out) for g in later):
@@ -168,7 +167,7 @@ def _scratch(height: int, width: int, channels: int) -> torch.Tensor:
     """Return memory of this thread for one image, uint8 [1, C, height, width], channels last."""
     shape = (1, height, width, channels)
     if getattr(_own, "shape", None) != shape:
-        _own.shape, _own.memory = shape, torch.empty(shape, dtype=torch.uint8)
+        _own.shape, _own.memory = shape, torch.empty(shape, dtype=torch.uint8, device="cpu")
     memory: torch.Tensor = _own.memory
     return memory.permute(0, 3, 1, 2)
 

@@ -17,19 +17,8 @@ import triton
 from fastload.augment import kernels
 from fastload.augment.arithmetic import Keys
 from fastload.augment.maps import Geometry
-from fastload.augment.plan import (
-    STATISTICS,
-    STENCILS,
-    Code,
-    Mixing,
-    Mixture,
-    Numbered,
-    Pass,
-    Plan,
-    Step,
-    rows_of,
-    transfer,
-)
+from fastload.augment.plan import STENCILS, Mixing, Mixture, Numbered, Pass, Plan, Step, rows_of, transfer
+from fastload.augment.segments import segments
 from fastload.augment.spec import Values, plan
 from fastload.augment.tracing import Trace, compile_draws
 
@@ -46,47 +35,6 @@ class Output:
     dtype: torch.dtype
     memory_format: torch.memory_format
     values: Values
-
-
-@dataclass(frozen=True, kw_only=True)
-class Segment:
-    """What one launch of `kernels.apply` does of a pass: it starts with a geometry or a stencil."""
-
-    geometry: Geometry | None
-    stencil: Step | None
-    steps: tuple[Step, ...]
-
-    @property
-    def statistics(self) -> frozenset[Code]:
-        """Return which statistics its steps need."""
-        return frozenset().union(*(s.kinds for s in self.steps)) & STATISTICS
-
-
-def segments(node: Pass) -> list[Segment]:
-    """Cut a pass where a stencil reads neighbours, and where an image may need a second statistic."""
-    found: list[Segment] = []
-    geometry: Geometry | None = node.geometry
-    stencil: Step | None = None
-    steps: list[Step] = []
-    group = 0
-
-    def cut() -> None:
-        nonlocal geometry, stencil, steps, group
-        found.append(Segment(geometry=geometry, stencil=stencil, steps=tuple(steps)))
-        geometry, stencil, steps, group = None, None, [], 0
-
-    for step in node.steps:
-        if step.kinds & STATISTICS:
-            if group and group != step.group:
-                cut()
-            group = step.group
-        if step.kinds - STENCILS:
-            steps.append(step)
-        if step.kinds & STENCILS:
-            cut()
-            stencil = step
-    cut()
-    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,8 +217,7 @@ def _launches(node: Pass, shape: tuple[int, ...], *, gathered: bool, output: Out
                 "SUMS": triton.cdiv(parts, triton.cdiv(parts, MOST_SUMS)),
             },
             options={"OUTPUT": written, "LATER": later, "ASIDE": following is not None, "ONLY": done_early},
-            blurs=stencil is not None and Code.BLUR in stencil.kinds, measures=bool(segment.statistics),
-            codes=tuple(s.code for s in segment.steps if Code.EQUALIZE in s.kinds),
+            blurs=segment.blurs, measures=segment.measures, codes=tuple(s.code for s in segment.equalizing),
         ))  # fmt: skip
         done_early = early
     return made
@@ -317,7 +264,7 @@ class DeviceKeys:
         """Return int64 [6]: the words of `keys`, and the view where the transform number leaves room for it."""
         name = (keys, view, device)
         if name not in self._made:
-            self._made[name] = torch.tensor([*keys.words, view << 16]).to(device, non_blocking=True)
+            self._made[name] = torch.tensor([*keys.words, view << 16], device="cpu").to(device, non_blocking=True)
             if len(self._made) > 16:
                 self._made.popitem(last=False)
         return self._made[name]

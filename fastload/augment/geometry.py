@@ -26,7 +26,8 @@ def _resizes(geometry: Geometry) -> bool:
     return not geometry.fold and not geometry.hidden
 
 
-def _warps(geometry: Geometry) -> bool:
+def may_warp(geometry: Geometry) -> bool:
+    """Whether a warp may join: there is none yet, and no mirrored or hidden padding, which has no pixels."""
     return geometry.matrix is None and not geometry.fold and not geometry.hidden
 
 
@@ -238,7 +239,7 @@ class RandomRotation:
         xp = builder.xp
         angle = between(xp, xp.words(number, 1)[0], *self.degrees) * (-math.pi / 180)
         matrix = affine_matrix(xp, builder.size, angle=angle, center=centered(self.center, builder.size))
-        builder.move(lambda g: g.warp(xp, matrix, nearest=self.nearest, fill=self.fill), joins=_warps)
+        builder.move(lambda g: g.warp(xp, matrix, nearest=self.nearest, fill=self.fill), joins=may_warp)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,7 +257,7 @@ class RandomAffine:
     def add(self, builder: Builder, number: int) -> None:
         """See Op."""
         matrix = self.matrix(builder.xp, builder.size, number)
-        builder.move(lambda g: g.warp(builder.xp, matrix, nearest=self.nearest, fill=self.fill), joins=_warps)
+        builder.move(lambda g: g.warp(builder.xp, matrix, nearest=self.nearest, fill=self.fill), joins=may_warp)
 
     def matrix(self, xp: Numbers, size: tuple[int, int], number: int) -> Matrix:
         """Return the map of each image."""
@@ -295,7 +296,7 @@ class RandomPerspective:
         chosen = uniform(xp, xp.words(number, 9)[8]) < self.p
         matrix = perspective_matrix(self.corners(xp, height, width, number), height, width)
         matrix = tuple(xp.where(chosen, a, b) for a, b in zip(matrix, IDENTITY, strict=True))
-        builder.move(lambda g: g.warp(xp, matrix, nearest=self.nearest, fill=self.fill), joins=_warps)
+        builder.move(lambda g: g.warp(xp, matrix, nearest=self.nearest, fill=self.fill), joins=may_warp)
 
     def corners(self, xp: Numbers, height: int, width: int, number: int) -> list[tuple[Array, Array]]:
         """Return (x, y) of where the top left, top right, bottom right and bottom left corner go."""

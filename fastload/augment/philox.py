@@ -1,7 +1,7 @@
 """Philox4x32-10: random numbers that are a pure function of a counter and a key.
 
 Source: Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3" (SC 2011). Written once
-for every kind of array that has * >> & ^ on int64: NumPy, torch, and `arithmetic.Symbol`, which becomes Triton.
+for every kind of array that has * >> & ^ on int64: NumPy and torch. In Triton: `kernels.philox`.
 """
 
 from __future__ import annotations
@@ -55,10 +55,15 @@ def draw_words(
         transform: number of the transform in its pipeline.
         count: words per sample.
     """
-    blocks = np.arange((count + 3) // 4)[:, None]
-    counter = (blocks, np.full_like(blocks, transform), ids[None] & _LOW, ids[None] >> 32)
-    words = np.broadcast_arrays(*philox4x32(counter, derive(seed, epoch)))
-    return np.stack(words, axis=1).reshape(-1, len(ids))[:count]
+    return words_of(ids, derive(seed, epoch), transform, (count + 3) // 4)[:count]
+
+
+def words_of(ids: npt.NDArray[np.int64], key: tuple[int, int], number: int, num_blocks: int) -> npt.NDArray[np.int64]:
+    """Return the words of so many blocks, four of each, int64 [4 * num_blocks, N]; see `draw_words`."""
+    blocks = np.arange(num_blocks)[:, None]
+    counter = (blocks, np.full_like(blocks, number), ids[None] & _LOW, ids[None] >> 32)
+    words = np.broadcast_arrays(*philox4x32(counter, key))
+    return np.stack(words, axis=1).reshape(4 * num_blocks, len(ids))
 
 
 @lru_cache(maxsize=64)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastload.augment.arithmetic import GAMMA_WORDS, Array, Numbers, below, gamma, uniform
+from fastload.augment.geometry import may_warp
 from fastload.augment.maps import IDENTITY, Geometry, affine_matrix
 from fastload.augment.plan import Builder, Code, Mixture, Pass
 
@@ -92,7 +93,7 @@ def _add_warp(builder: Builder, warps: list[str], picked: dict[str, Array], magn
 
     builder.move(
         lambda g: g.warp(xp, matrix, nearest=look.nearest, fill=look.fill),
-        joins=lambda g: g.matrix is None and not g.fold and not g.hidden,
+        joins=may_warp,
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fastload.augment.arithmetic import Array, Keys
+from fastload.augment.arithmetic import Keys
 from fastload.augment.philox import philox4x32
 from fastload.augment.plan import Code, Mixing, Mixture, Noise, Pass, Plan, Step
 from fastload.augment.pointwise import OPERATIONS, blur, normal
@@ -81,7 +81,7 @@ def run_mixture(images_NHWC: torch.Tensor, node: Mixture, drawn: Drawn) -> torch
 def take_step(x_NCST: torch.Tensor, step: Step, drawn: Drawn) -> torch.Tensor:
     """Take one colour step; 0..1 units."""
     num_images, device = len(x_NCST), x_NCST.device
-    codes = host(step.code, num_images)
+    codes = np.broadcast_to(step.code, num_images)
     for kind in sorted(step.kinds):
         chosen = np.flatnonzero(codes == int(kind))
         if len(chosen) == 0:
@@ -96,11 +96,6 @@ def take_step(x_NCST: torch.Tensor, step: Step, drawn: Drawn) -> torch.Tensor:
             changed = blur(part, value, step.radius) if kind == Code.BLUR else OPERATIONS[kind](part, value)
         x_NCST = changed if everything else x_NCST.index_copy(0, index, changed.contiguous())
     return x_NCST
-
-
-def host(value: Array, num_images: int) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-    """Return per-image codes as NumPy [N]."""
-    return np.broadcast_to(value.cpu().numpy() if isinstance(value, torch.Tensor) else value, num_images)
 
 
 def _erase(x_NCST: torch.Tensor, step: Step, index: torch.Tensor, drawn: Drawn) -> torch.Tensor:
@@ -123,11 +118,11 @@ def noise(spec: Noise, drawn: Drawn, index: torch.Tensor, shape: tuple[int, int,
     """
     channels, height, width = shape
     ids = drawn.ids[index][:, None]
-    block = torch.arange(height * width)[None] + (1 << 16)
+    block = torch.arange(height * width, device="cpu")[None] + (1 << 16)
     number = torch.full_like(block, spec.number + (drawn.view << 16))
     words = philox4x32((block, number, ids & 0xFFFFFFFF, ids >> 32), drawn.keys.words[:2])
     z = torch.stack(normal(words)[:channels], dim=1).view(-1, channels, height, width)
-    scale, offset = (torch.tensor(v).expand(channels)[:, None, None] for v in (spec.scale, spec.offset))
+    scale, offset = (torch.tensor(v, device="cpu").expand(channels)[:, None, None] for v in (spec.scale, spec.offset))
     return z.float() * scale + offset
 
 
@@ -136,7 +131,7 @@ def finish(
 ) -> torch.Tensor:
     """Scale, cast and lay out; from stored units."""
     scale, offset = (
-        torch.tensor(v).to(x_NCST.device, non_blocking=True).expand(x_NCST.shape[1])[:, None, None]
+        torch.tensor(v, device="cpu").to(x_NCST.device, non_blocking=True).expand(x_NCST.shape[1])[:, None, None]
         for v in (values.scale, values.offset)
     )
     x_NCST = torch.addcmul(offset, x_NCST, scale)

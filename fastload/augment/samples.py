@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ from torchvision.tv_tensors import Image
 
 from fastload.augment.arithmetic import HostNumbers, Keys
 from fastload.augment.spec import PerSample
+from fastload.devices import generators_kept
 from fastload.errors import TransformError
 
 
@@ -29,7 +28,7 @@ def run_each(images_NHWC: torch.Tensor, unknown: PerSample, ids: torch.Tensor, k
     words = HostNumbers(ids.cpu().numpy(), keys, view).words(unknown.number, 2)
     seeds = (np.asarray(words[0]) << 31 | np.asarray(words[1]) >> 1).tolist()
     made = []
-    with _generators_kept(images_NHWC.device):
+    with generators_kept(images_NHWC.device):
         for image, seed in zip(images_NHWC, seeds, strict=True):
             _seed(seed, images_NHWC.device)
             made.append(_stored(unknown.transform(_shown(image, unknown.sees)), unknown))
@@ -37,18 +36,6 @@ def run_each(images_NHWC: torch.Tensor, unknown: PerSample, ids: torch.Tensor, k
     if len(shapes) > 1:
         raise TransformError(f"{_name(unknown)} gives images of several sizes ({sorted(shapes)}); add a Resize to it.")
     return torch.stack(made).to(images_NHWC.device)
-
-
-@contextmanager
-def _generators_kept(device: torch.device) -> Iterator[None]:
-    """Put all global generators back in the end."""
-    pythons, numpys = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            yield
-    finally:
-        random.setstate(pythons)
-        np.random.set_state(numpys)
 
 
 def _seed(seed: int, device: torch.device) -> None:

@@ -227,7 +227,7 @@ def copy_by_slices(images_NHWC: torch.Tensor, geometry: Geometry) -> torch.Tenso
     """See copy_pixels; image by image, for the CPU."""
     num_images, height, width, num_channels = images_NHWC.shape
     rows, columns = geometry.out
-    out_NSTC = torch.empty((num_images, rows, columns, num_channels), dtype=images_NHWC.dtype)
+    out_NSTC = torch.empty((num_images, rows, columns, num_channels), dtype=images_NHWC.dtype, device="cpu")
     each_y, each_x = _slices(geometry.y, height, num_images), _slices(geometry.x, width, num_images)
     padded = any(before + after for side in (each_y, each_x) for _, _, before, after, _ in side)
     if padded:
@@ -286,4 +286,4 @@ def folded(at: torch.Tensor, low: torch.Tensor, high: torch.Tensor, mode: str) -
 
 def fill_C(fill: tuple[float, ...], images: torch.Tensor) -> torch.Tensor:
     """Return a fill as float32 [C] on the images' device; the images have their channels last."""
-    return torch.tensor(fill).to(images.device, non_blocking=True).expand(images.shape[-1])
+    return torch.tensor(fill, device="cpu").to(images.device, non_blocking=True).expand(images.shape[-1])

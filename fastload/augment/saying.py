@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from fastload.augment.arithmetic import HostNumbers, Keys
-from fastload.augment.plan import STATISTICS, STENCILS, Code, Mixture, Pass, Plan
+from fastload.augment.plan import Code, Mixture, Pass, Plan
+from fastload.augment.segments import segments
 from fastload.augment.spec import PerSample, Spec, plan
 from fastload.errors import TransformError
 
@@ -38,7 +39,7 @@ def explain(
             lines.append(f"  not for images of this size: {e}")
             break
         lines += _passes(made)
-        launches += 1 + sum(num_launches(made))
+        launches += _num_launches(made)
         size = (*made.size, made.channels)
     scale, offset = (", ".join(f"{v:.6g}" for v in vs) for vs in (spec.values.scale, spec.values.offset))
     lines.append(f"output: stored value * ({scale}) + ({offset}), {dtype}, {memory_format}")
@@ -50,36 +51,15 @@ def explain(
     return "\n".join(lines)
 
 
-def num_launches(made: Plan) -> list[int]:
-    """Return how many kernels each pass of a plan takes, draws and mixing apart."""
-    counts = []
+def _num_launches(made: Plan) -> int:
+    """Return how many kernels a plan takes: its draws, its passes, and torch's for sums and mixing."""
+    count = 1 + len(made.mixing)
     for node in made.nodes:
         passes = [node] if isinstance(node, Pass) else [p for chain in node.chains for p in chain]
-        counts += [launches_of_pass(p) for p in passes]
+        count += sum(segment.num_launches for part in passes for segment in segments(part))
         if isinstance(node, Mixture):
-            counts.append(1 + len(node.chains))
-    return [*counts, len(made.mixing)]
-
-
-def launches_of_pass(node: Pass) -> int:
-    """Return how many kernels one pass takes: resampling with colour, and more for statistics and stencils.
-
-    It is cut as `fused.segments` cuts it, which cannot be asked where Triton is not installed.
-    """
-    kinds: list[set[Code]] = [set()]  # of each segment
-    blurs, group = 0, 0
-    for step in node.steps:
-        if step.kinds & STATISTICS:
-            if group and group != step.group:
-                kinds.append(set())
-            group = step.group
-        kinds[-1] |= step.kinds - STENCILS
-        if step.kinds & STENCILS:
-            kinds.append(set())
-            group = 0
-            blurs += Code.BLUR in step.kinds
-    # Equalizing takes a table beside its histogram, which has to be zeros first.
-    return len(kinds) + blurs + sum(bool(k & STATISTICS) + 2 * (Code.EQUALIZE in k) for k in kinds)
+            count += 1 + len(node.chains)
+    return count
 
 
 def _options(op: object) -> str:

@@ -181,8 +181,8 @@ def parse(transforms: Any, *, on_unknown: str = "error") -> Spec:
     means = [t.mean for t in flat if type(t).__name__ == "Normalize"]
     parser.mean = numbers_of(means[0]) if means else None
     names = [type(t).__name__ for t in flat]
-    parser.becomes_tensor = any(n in names for n in ("ToTensor", "PILToTensor", "ToImage"))
     converters = ("ToTensor", "PILToTensor", "ToImage")
+    parser.becomes_tensor = any(name in converters for name in names)
     parts: list[Numbered | PerSample] = []
     for transform, name in zip(flat, names, strict=True):
         parts += parser.read([transform])
@@ -193,7 +193,7 @@ def parse(transforms: Any, *, on_unknown: str = "error") -> Spec:
 
 def numbers_of(value: Any) -> tuple[float, ...]:
     """Return what torchvision takes as one number or several."""
-    return tuple(torch.as_tensor(value, dtype=torch.float64).reshape(-1).tolist())
+    return tuple(torch.as_tensor(value, dtype=torch.float64, device="cpu").reshape(-1).tolist())
 
 
 def flatten(transforms: Any) -> Iterable[Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fastload.errors import DatasetError, printable
-from fastload.places import Place, exists
+from fastload.places import Place, exists, files_in
 from fastload.records import SPLITS
 
 FORMAT = "fastload-resident"
@@ -134,7 +134,9 @@ def read_manifest(path: Place) -> Manifest:
     try:
         content = json.loads((path / MANIFEST_NAME).read_bytes())
     except FileNotFoundError:
-        raise DatasetError(f"{shown} has no {MANIFEST_NAME}, so it is no dataset; convert it again.") from None
+        raise of_betons(path) or DatasetError(
+            f"{shown} has no {MANIFEST_NAME}, so it is no dataset; convert it again."
+        ) from None
     except (OSError, ValueError) as e:
         raise DatasetError(f"{shown}/{MANIFEST_NAME} cannot be read ({printable(e)}); convert it again.") from e
     found = content.get("format") if isinstance(content, dict) else None
@@ -155,6 +157,21 @@ def read_manifest(path: Place) -> Manifest:
         raise DatasetError(
             f"{shown}/{MANIFEST_NAME} is damaged ({type(e).__name__}: {printable(e)}); convert it again."
         ) from e
+
+
+def of_betons(folder: Place) -> DatasetError | None:
+    """Return the error for a folder of FFCV's files where a manifest is wanted; None where it holds none."""
+    try:
+        names = files_in(folder, ".beton")
+    except OSError:
+        return None
+    if not names:
+        return None
+    shown = printable(folder)
+    return DatasetError(
+        f"{shown} holds FFCV's files ({printable(', '.join(names[:3]))}) and no {MANIFEST_NAME}; open one of them, "
+        f"e.g. {shown}/{printable(names[0])}, with fastload.open_dataset, or check all with: fastload verify {shown}"
+    )
 
 
 def _checked(content: dict[str, Any]) -> Manifest:

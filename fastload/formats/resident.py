@@ -53,7 +53,7 @@ class Dataset(torch.utils.data.Dataset[tuple[torch.Tensor, int | torch.Tensor]])
             sample, label = _open_shard(path, shard, manifest)
             self.shards.append(sample)
             labels.append(label)
-        empty = torch.empty((0, *manifest.label.shape), dtype=DTYPES[manifest.label.dtype][1])
+        empty = torch.empty((0, *manifest.label.shape), dtype=DTYPES[manifest.label.dtype][1], device="cpu")
         self.labels = torch.cat([empty, *labels])
         if (
             len(self.labels)
@@ -158,7 +158,8 @@ def _open_shard(path: Path, shard: Shard, manifest: Manifest) -> tuple[torch.Ten
         size = file.stat().st_size
         if size != shard.bytes:
             raise DatasetError(f"{name} has {size:,} bytes, not {shard.bytes:,}: it was cut or changed; convert again.")
-        with safe_open(file, framework="pt") as opened:
+        # safetensors asks torch for the default device.
+        with torch.device("cpu"), safe_open(file, framework="pt") as opened:
             tensors = [opened.get_tensor(field.name) for field in (manifest.sample, manifest.label)]
     except FileNotFoundError:
         raise DatasetError(f"{name} is missing; convert again, or copy the whole directory.") from None

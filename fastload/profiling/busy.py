@@ -26,13 +26,11 @@ class Busy:
         busy_share: time with a kernel under way.
         copy_share: time in which the GPU received from the host and ran no kernel.
         syncs_per_step: calls that made the host wait for the GPU.
-        num_steps: of the window.
     """
 
     busy_share: float
     copy_share: float
     syncs_per_step: float
-    num_steps: int
 
 
 @dataclass(frozen=True)
@@ -115,5 +113,5 @@ def summarize(traced: list[Span], num_steps: int) -> Busy | None:
     return Busy(
         busy_share=union_seconds(kernels) / wall, copy_share=outside_seconds(copies, kernels) / wall,
         # Two of them are at the window's end: its own, and the profiler's.
-        syncs_per_step=max(0, syncs - 2) / num_steps, num_steps=num_steps,
+        syncs_per_step=max(0, syncs - 2) / num_steps,
     )  # fmt: skip

@@ -70,7 +70,7 @@ def bar_rows(
     return f"<div class='rows' role='img' aria-label='{safe(alt)}'>{''.join(drawn)}</div>"
 
 
-def timeline(time: Sequence[float], steps: Sequence[float], waits: Sequence[float]) -> tuple[str, float]:
+def timeline(steps: Sequence[float], waits: Sequence[float]) -> tuple[str, float]:
     """Return bars of step time, the wait at their foot, and the value of the highest one; at most NUM_BINS bars."""
     groups = _groups(len(steps), NUM_BINS)
     means = [_mean(steps[a:b]) for a, b in groups]

@@ -42,13 +42,11 @@ class Comparison:
 
     Attributes:
         summary: in one or two sentences.
-        verdicts: the words before and after.
         rows: figures of the loops that both reports have; of the loops both are about, where no name agrees.
         warnings: differences of machine, versions and settings that may be what changed.
     """
 
     summary: str
-    verdicts: tuple[str, str]
     rows: tuple[Row, ...]
     warnings: tuple[str, ...]
 
@@ -58,9 +56,7 @@ def compare(before: Json, after: Json) -> Comparison:
     pairs = _pairs(before, after)
     rows = tuple(row for pair in pairs for row in _rows(*pair))
     words = before["verdict"]["word"], after["verdict"]["word"]
-    return Comparison(
-        summary=_summary(rows, words), verdicts=words, rows=rows, warnings=tuple(_differences(before, after))
-    )
+    return Comparison(summary=_summary(rows, words), rows=rows, warnings=tuple(_differences(before, after)))
 
 
 def _pairs(before: Json, after: Json) -> list[tuple[Json, Json]]:

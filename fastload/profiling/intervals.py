@@ -30,8 +30,7 @@ def quantile(values: Sequence[float], share: float) -> float | None:
     """Return the smallest value that `share` of all do not exceed; None of nothing."""
     if not len(values):
         return None
-    ordered = np.sort(np.asarray(values, dtype=np.float64))
-    return float(ordered[max(0, int(np.ceil(share * len(ordered))) - 1)])
+    return float(np.quantile(np.asarray(values, dtype=np.float64), share, method="inverted_cdf"))
 
 
 def ratio_interval(
@@ -61,6 +60,16 @@ def ratio_interval(
     ratios = runs_a[starts].sum(1)[below_sums > 0] / below_sums[below_sums > 0]
     low, high = np.quantile(ratios, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
+
+
+def whole_rounds(num_steps: int, num_workers: int | None) -> int:
+    """Return how many steps to count: `num_steps`, two of each worker at least, and of each worker as many.
+
+    Workers that make batches side by side are done side by side: a round of them is one wait, and no wait until the
+    next. Any other number of steps would measure where in a round it began.
+    """
+    workers = num_workers or 1
+    return -(-max(num_steps, 2 * workers) // workers) * workers
 
 
 def thinned(count: int, most: int) -> list[int]:

@@ -27,6 +27,9 @@ from fastload.profiling.report import (
 from fastload.profiling.timing import Timing
 from fastload.profiling.verdict import efficiency, headspace, judge
 
+IN_MEMORY = ("gpu", "gpu_sharded", "host", "mapped")  # placements whose samples lie in memory, decoded
+CHANNELS = (1, 3, 4)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Feeding:
@@ -34,7 +37,7 @@ class Feeding:
 
     Attributes:
         num_workers, persistent_workers: of a DataLoader; else None.
-        pinned: whether it gives batches in pinned memory.
+        pinned: whether it gives batches in pinned memory; of a DataLoader.
         in_memory: whether its samples lie in memory, decoded.
     """
 
@@ -48,7 +51,7 @@ class Feeding:
         """Return what a loader says of itself; nothing of a plain iterable."""
         placement = getattr(getattr(loader, "placement", None), "kind", None)
         if placement is not None:
-            return cls(in_memory=placement in ("gpu", "gpu_sharded", "host", "mapped"))
+            return cls(in_memory=placement in IN_MEMORY)
         workers = getattr(loader, "num_workers", None)
         if not isinstance(workers, int):
             return cls()
@@ -116,7 +119,7 @@ def make_loop(
         efficiency=efficiency_share, own_share=own_share, busy_share=None if busy is None else busy.busy_share,
         copy_share=None if busy is None else busy.copy_share,
         syncs_per_step=None if busy is None else busy.syncs_per_step,
-        worker_cpu=measured.system.worker_cpu, process_cpu=measured.system.process_cpu,
+        worker_cpu=measured.system.worker_cpu,
         next_cpu=timing.next_cpu_seconds / timing.next_seconds if timing.next_seconds > 0 else None,
         starved_share=measured.starved_share, cpu_per_core=measured.system.cpu_per_core,
         disk_read_bytes_per_second=measured.system.disk_read_bytes_per_second,
@@ -140,10 +143,20 @@ def make_loop(
             timing.wait_share, timing.num_steps, device_type, efficiency_share, interval=interval,
             start_share=timing.start_share, busy_share=evidence.busy_share, copy_share=evidence.copy_share,
             own_share=own_share,
+            pinned=feeding.pinned,
             zeros_share=measured.nvml.zeros_share if measured.nvml is not None and device_type == "cuda" else None,
         ),
         series=_series(timing, measured.nvml_series if device_type == "cuda" else ()),
     )  # fmt: skip
+
+
+def image_side(shape: Sequence[int] | None) -> int | None:
+    """Return the side, in pixels, of a batch of images [B, C, S, T] or [B, S, T, C]; None of anything else."""
+    if shape is None or len(shape) != 4:
+        return None
+    if shape[1] in CHANNELS:
+        return shape[3]
+    return shape[2] if shape[3] in CHANNELS else None
 
 
 def rate(timing: Timing, *, period: int = 1) -> Rate | None:

@@ -18,6 +18,7 @@ from fastload.profiling.reading import (
     one_of_each,
     percent,
     rate_of,
+    shown,
     step_parts,
 )
 
@@ -97,7 +98,7 @@ def _gain(times: float, basis: str | None) -> str:
 
 
 def _charts(report: Json, loop: Json) -> str:
-    drawn = [_step(loop), _throughput(report), _timeline(loop), _waits(report, loop), _use(report, loop)]
+    drawn = [_step(loop), _throughput(report), _timeline(loop), _waits(loop), _use(loop)]
     return f"<div class='grid'>{''.join(drawn)}</div>"
 
 
@@ -140,7 +141,7 @@ def _timeline(loop: Json) -> str:
     series = loop["series"]
     if not series["step_seconds"]:
         return ""
-    marks, top = charts.timeline(series["time"], series["step_seconds"], series["wait_seconds"])
+    marks, top = charts.timeline(series["step_seconds"], series["wait_seconds"])
     count = len(series["step_seconds"])
     alt = f"Duration of {count} steps in their order, and the part of each that was wait; the highest {duration(top)}"
     ends = ("begin", f"{count:,} steps, {duration(series['time'][-1] - series['time'][0])}")
@@ -150,7 +151,7 @@ def _timeline(loop: Json) -> str:
     return figure("Step by step", charts.plot(marks, alt, y=duration(top), x=ends) + legend, wide=True)
 
 
-def _waits(report: Json, loop: Json) -> str:
+def _waits(loop: Json) -> str:
     waits = loop["series"]["wait_seconds"]
     if not waits:
         return ""
@@ -162,7 +163,7 @@ def _waits(report: Json, loop: Json) -> str:
                   f"Half of them waited {duration(middle)} or less for data.")  # fmt: skip
 
 
-def _use(report: Json, loop: Json) -> str:
+def _use(loop: Json) -> str:
     gpu, system, parts = loop["gpu"], loop["system"], []
     nvml = gpu["nvml"]
     if nvml is not None:
@@ -245,11 +246,6 @@ def _changes(comparison: Comparison) -> str:
         f"<table><thead><tr>{heads}</tr></thead><tbody>{cells}</tbody></table></div>"
         f"{f'<ul class=plain>{warned}</ul>' if warned else ''}</section>"
     )
-
-
-def shown(value: float | None, unit: str) -> str:
-    """Return a figure of a comparison for people."""
-    return percent(value) if unit == "share" else duration(value) if unit == "seconds" else number(value)
 
 
 def _footer(report: Json) -> str:

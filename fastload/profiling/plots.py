@@ -38,7 +38,7 @@ def write_png(report: Json, file: Path) -> None:
     """
     figure = need_matplotlib()(figsize=(16, 10), dpi=100, layout="constrained")
     # Plain text everywhere: a $ in a name is no formula.
-    figure.suptitle(f"{report['verdict']['word']}: {_plain(report['verdict']['why'])}", x=0.01, ha="left", wrap=True,
+    figure.suptitle(f"{report['verdict']['word']}: {printable(report['verdict']['why'])}", x=0.01, ha="left", wrap=True,
                     fontsize=15, parse_math=False)  # fmt: skip
     axes = figure.subplots(2, 2)
     loop = main_loop(report)
@@ -78,7 +78,7 @@ def _draw_rates(ax: Any, report: Json) -> None:
     ax.barh(range(len(loops)), rates, color=WORK, height=0.7)
     for place, loop in enumerate(loops):
         # On the bars: names are long, and beside them would leave the bars no room.
-        ax.text(0, place, f"  {number(rates[place])}   {_plain(loop['name'])[:64]}", va="center", parse_math=False)
+        ax.text(0, place, f"  {number(rates[place])}   {printable(loop['name'])[:64]}", va="center", parse_math=False)
     ceiling = next((rate for loop in loops if (rate := rate_of(loop, "x_replay"))), None)
     if ceiling is not None:
         ax.axvline(ceiling, color=LINE, linestyle="--")
@@ -105,7 +105,3 @@ def _draw_waits(ax: Any, loop: Json) -> None:
         ax.hist([1e3 * wait for wait in waits], bins=30, color=WAIT)
         ax.set(xlabel="milliseconds waited for data", ylabel="steps")
         ax.set_title("How long the steps waited", loc="left")
-
-
-def _plain(text: object) -> str:
-    return printable(text)

@@ -79,6 +79,11 @@ def percent(share: float | None) -> str:
     return "not measured" if share is None else f"{share:.0%}" if share >= 0.0095 or share <= 0 else f"{share:.1%}"
 
 
+def shown(value: float | None, unit: str) -> str:
+    """Return a figure of a comparison for people; of unit `share`, `seconds`, or a rate's."""
+    return percent(value) if unit == "share" else duration(value) if unit == "seconds" else number(value)
+
+
 def number(value: float | None) -> str:
     """Return a rate for people: three digits at least."""
     return "not measured" if value is None else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

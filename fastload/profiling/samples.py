@@ -8,7 +8,6 @@ states of the random generators are put back.
 from __future__ import annotations
 
 import copy
-import random
 import sys
 import threading
 import time
@@ -17,9 +16,9 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
 
+from fastload.devices import generators_kept
 from fastload.profiling.intervals import thinned
 from fastload.profiling.report import Sample
 
@@ -149,7 +148,7 @@ class _Watch:
                 if callable(call):
                     wrapped = watch.timed(watch.reading(call) if name == "load" else call, part)
                     stack.enter_context(mock.patch.object(owner, name, wrapped))
-            inner = _innermost(dataset)
+            inner = innermost(dataset)
             transform = getattr(inner, "transform", None)
             if callable(transform) and not hasattr(transform, "transforms"):  # a Compose is timed by its class
                 # Put back: a dataset that refused to be copied is the loop's own.
@@ -179,19 +178,8 @@ def _unshared(dataset: Any) -> Any:
     return own
 
 
-def _innermost(dataset: Any) -> Any:
+def innermost(dataset: Any) -> Any:
+    """Return the dataset that lies within those that wrap it (Subset)."""
     while hasattr(dataset, "dataset"):
         dataset = dataset.dataset
     return dataset
-
-
-@contextmanager
-def generators_kept() -> Iterator[None]:
-    """Put the states of Python's, NumPy's and torch's CPU generators back at the end."""
-    python, legacy, tensors = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(legacy)
-        torch.set_rng_state(tensors)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -17,6 +19,7 @@ from fastload.profiling.reading import (
     one_of_each,
     percent,
     rate_of,
+    shown,
     step_parts,
 )
 
@@ -25,6 +28,18 @@ PARTS = {"wait": ("yellow", "█"), "own": ("magenta", "▓"), "work": ("blue", 
 BAR_WIDTH = 60
 MAX_EVIDENCE = 12
 NOISE = 0.1  # a run this much above its ceiling was measured on a machine that others used
+
+
+class Terminal(Console):
+    """rich's console for what is said beside somebody's own program: where nobody reads, it raises, and ends nothing.
+
+    Raises:
+        OSError: printed to a pipe whose reader ended (rich's own console raises SystemExit), or a closed terminal.
+    """
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Pass the error on, which rich is handling."""
+        raise
 
 
 def say(report: Json, console: Console, reached_gain: float | None = None) -> None:
@@ -52,7 +67,7 @@ def say_comparison(comparison: Comparison, console: Console) -> None:
             if row.loop == name:
                 change = "" if row.ratio is None else f"{row.ratio:.2f} times"
                 noise = "within the noise" if row.noise else ""
-                table.add_row(row.what, _shown(row.before, row.unit), _shown(row.after, row.unit), change, noise)
+                table.add_row(row.what, shown(row.before, row.unit), shown(row.after, row.unit), change, noise)
         console.print(table)
     for warning in comparison.warnings:
         _line(console, Text(f"Mind: {printable(warning)}", style="yellow"))
@@ -157,7 +172,3 @@ def _table(first: str, names: tuple[str, ...], title: str | None = None) -> Tabl
 def _line(console: Console, text: Text) -> None:
     # Never broken where a terminal ends: a command is pasted as it stands.
     console.print(text, soft_wrap=True, highlight=False)
-
-
-def _shown(value: float | None, unit: str) -> str:
-    return percent(value) if unit == "share" else duration(value) if unit == "seconds" else number(value)

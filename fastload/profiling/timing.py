@@ -10,12 +10,15 @@ import math
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+
+from fastload.profiling.hook.describing import shape_of
+from fastload.profiling.hook.steps import CudaClock
 
 Batch = TypeVar("Batch")
 
@@ -42,7 +45,6 @@ class Timing:
         wait_seconds: the part of it in which the device waited for data.
         step_seconds, step_waits, step_images, step_ends: of each of them; it ended so long after the loop began.
         own_seconds: the loader's own work on the device, no part of the wait; None where it does not tell.
-        num_starts, start_seconds: first batches of epochs and warm-up steps, and their duration.
         num_epochs: loops that were begun.
         later_seconds, later_waits: duration of the first and data wait of the first and the last `next()` of all
             epochs but the first.
@@ -55,8 +57,6 @@ class Timing:
     wall_seconds: float
     wait_seconds: float
     step_seconds: tuple[float, ...] = field(repr=False)
-    num_starts: int
-    start_seconds: float
     step_waits: tuple[float, ...] = field(default=(), repr=False)
     step_images: tuple[int, ...] = field(default=(), repr=False)
     step_ends: tuple[float, ...] = field(default=(), repr=False)
@@ -112,7 +112,6 @@ class WaitMeter:
         self._seconds, self._waits, self._ends = array("d"), array("d"), array("d")
         self._images = array("q")
         self._own: float | None = None
-        self._num_starts, self._start_seconds = 0, 0.0
         self._num_epochs, self._later_seconds, self._later_waits = 0, 0.0, 0.0
         self._next_began: tuple[float, float] | None = None
         self._next_seconds, self._next_cpu_seconds = 0.0, 0.0
@@ -176,8 +175,7 @@ class WaitMeter:
             num_steps=len(self._seconds), num_images=sum(self._images), wall_seconds=math.fsum(self._seconds),
             wait_seconds=math.fsum(self._waits), step_seconds=tuple(self._seconds), step_waits=tuple(self._waits),
             step_images=tuple(self._images), step_ends=tuple(self._ends), own_seconds=self._own,
-            num_starts=self._num_starts, start_seconds=self._start_seconds, num_epochs=self._num_epochs,
-            later_seconds=self._later_seconds, later_waits=self._later_waits,
+            num_epochs=self._num_epochs, later_seconds=self._later_seconds, later_waits=self._later_waits,
             next_seconds=self._next_seconds, next_cpu_seconds=self._next_cpu_seconds,
         )  # fmt: skip
 
@@ -204,7 +202,7 @@ class WaitMeter:
             if self._next_began is not None:
                 self._next_ends()
             first = batch[0] if type(batch) in _SEQUENCES and batch else batch
-            return first.size(0) if type(first) is _TENSOR and first.ndim else num_rows(batch)
+            return first.size(0) if type(first) is _TENSOR and first.ndim else (shape_of(batch) or [0])[0]
         except Exception as failure:  # the user's loop goes on whatever happens to a clock
             self.failure = failure
             return 0
@@ -248,9 +246,6 @@ class WaitMeter:
                 self._ends.append(step.ended)
                 self._images.append(step.number)
                 continue
-            if step.kind != _END:
-                self._num_starts += 1
-                self._start_seconds += step.seconds
             if step.kind != _WARMUP and step.number > 0:
                 self._later_seconds += step.seconds
                 self._later_waits += step.wait
@@ -296,7 +291,8 @@ class _CudaClock:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._pool: list[Any] = []
+        self._events = CudaClock(device)
+        self._event = self._events.mark
         self._pending: deque[tuple[int, int, float, tuple[Any, Any, Any, Any]]] = deque()
         self._origin: float | None = None
         self._begin: Any = None
@@ -326,24 +322,17 @@ class _CudaClock:
             self._pending.append((kind, number, time.perf_counter() - (self._origin or 0.0), events))
 
     def finished(self) -> Iterator[_Step]:
-        # Even asking whether an event has happened spoils a graph that is being captured.
-        while self._pending and not torch.cuda.is_current_stream_capturing() and self._pending[0][3][3].query():
+        seconds = self._events.seconds
+        while self._pending and self._events.has_passed(self._pending[0][3][3]):
             kind, number, ended, events = self._pending.popleft()
             begin, arrived, ready, end = events
-            own = None if ready is None else arrived.elapsed_time(ready) / 1e3
-            seconds, wait = begin.elapsed_time(end) / 1e3, begin.elapsed_time(arrived) / 1e3
-            self._pool += [event for event in events[:3] if event is not None]
-            yield _Step(kind, number, seconds, wait, own, ended)
+            own = None if ready is None else seconds(arrived, ready)
+            made = _Step(kind, number, seconds(begin, end), seconds(begin, arrived), own, ended)
+            self._events.give_back(*events[:3])  # the last one is the next step's first
+            yield made
 
     def wait(self) -> None:
         torch.cuda.synchronize(self._device)
-
-    def _event(self) -> Any:
-        if torch.cuda.is_current_stream_capturing():
-            return None
-        event = self._pool.pop() if self._pool else torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record(torch.cuda.current_stream(self._device))
-        return event
 
 
 def joined(timings: Sequence[Timing]) -> Timing:
@@ -364,15 +353,7 @@ def joined(timings: Sequence[Timing]) -> Timing:
         step_seconds=chain("step_seconds"), step_waits=chain("step_waits"), step_images=chain("step_images"),
         step_ends=tuple(steps_ended), own_seconds=sum(own) if own else None,
         **{name: total(name) for name in (
-            "num_steps", "num_images", "wall_seconds", "wait_seconds", "num_starts", "start_seconds", "num_epochs",
-            "later_seconds", "later_waits", "next_seconds", "next_cpu_seconds",
+            "num_steps", "num_images", "wall_seconds", "wait_seconds", "num_epochs", "later_seconds", "later_waits",
+            "next_seconds", "next_cpu_seconds",
         )},
     )  # fmt: skip
-
-
-def num_rows(batch: Any) -> int:
-    """Return the number of samples in a batch: the length of the first tensor found in it; 0 where there is none."""
-    if isinstance(batch, torch.Tensor):
-        return int(batch.shape[0]) if batch.ndim else 1
-    inner = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
-    return next((n for n in map(num_rows, inner) if n), 0)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastload.errors import ConfigError, SourceError, printable
+from fastload.errors import ConfigError, SourceError, printable, several
 from fastload.places import Place, as_place, exists, fresh_listings
 from fastload.records import UNLABELLED, Source
 from fastload.sources import lists, tables
@@ -25,7 +25,7 @@ from fastload.sources.tables import Table, describe_table, is_packed_table, read
 from fastload.sources.webdataset import read_webdataset
 from fastload.urls import Url, is_url
 
-__all__ = ["LAYOUTS", "Table", "cut_splits", "describe", "describe_table", "detect", "is_packed_table",
+__all__ = ["LAYOUTS", "Table", "cut_splits", "describe", "describe_table", "detect", "is_packed_table", "library_name",
            "read_table", "remarks"]  # fmt: skip
 
 TORCHVISION, HUGGINGFACE = "torchvision:", "hf:"
@@ -153,11 +153,10 @@ def describe(source: Source) -> list[str]:
         name if shown == name else f"{name} ({shown})"
         for name, shown in zip(source.classes, source.display_names, strict=True)
     ]
-    classes = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
     lines = [
         f"layout: {source.layout}, in {source.root}",
         f"samples: {counts}{', 1 channel (grey)' if source.num_channels == 1 else ''}",
-        f"classes: {len(names):,}: {classes}" if names else "classes: none, all samples are unlabelled",
+        f"classes: {len(names):,}: {several(names)}" if names else "classes: none, all samples are unlabelled",
     ]
     lines += remarks(source)
     # From the ends and the middle: three neighbours would all be of one class.
@@ -206,6 +205,13 @@ def _find_layout(spec: str) -> str:
         f"{printable(spec)} is a file of no known kind; "
         f"pass a folder, a list (.csv, .tsv, .txt), .tar or .parquet{table}."
     )
+
+
+def library_name(source: str | Source) -> str | None:
+    """Return what the dataset of a library is called (`hf:org/Food101`: Food101); None of any other source."""
+    if isinstance(source, Source):
+        return source.name if source.layout in ("torchvision", "huggingface") else None
+    return source.rstrip("/").rpartition("/")[2].rpartition(":")[2] if _is_library(source) else None
 
 
 def _is_library(spec: str) -> bool:

@@ -7,7 +7,7 @@ from fastload.places import Place
 from fastload.records import Source
 from fastload.sources.labels import from_texts
 from fastload.sources.scan import files_in, folders_in, has_image, has_image_suffix
-from fastload.sources.splits import split_folders
+from fastload.sources.splits import split_folders, split_prefixes
 
 
 def read_file_names(root: Place) -> Source:
@@ -19,10 +19,9 @@ def read_file_names(root: Place) -> Source:
     Raises:
         SourceError: no images, or folders that are splits and others mixed.
     """
-    prefixes = [(split, f"{name}/") for split, name in split_folders(root)] or [("train", "")]
     found: list[tuple[str, str, str | None]] = []
     num_ignored = 0
-    for split, prefix in prefixes:
+    for split, prefix in split_prefixes(root):
         for name in files_in(root / prefix):
             if has_image_suffix(name):
                 label, underscore, _ = name.partition("_")

@@ -9,7 +9,7 @@ from fastload.places import Place, each
 from fastload.records import Source
 from fastload.sources.labels import from_texts
 from fastload.sources.scan import files_in, folders_in, has_image_suffix
-from fastload.sources.splits import split_folders
+from fastload.sources.splits import split_prefixes
 
 IMAGE_END, LABEL_END = "_image", "_label"
 MAX_LABEL_BYTES = 1024  # a label is a word: a longer file is something else
@@ -26,7 +26,7 @@ def read_sidecars(root: Place) -> Source:
     pairs: list[tuple[str, str, str]] = []  # split, image, its text
     missing: list[str] = []
     num_ignored = num_unused = 0
-    for split, prefix in _prefixes(root):
+    for split, prefix in split_prefixes(root):
         for name in _image_folders(root / prefix):
             images = f"{prefix}{name}"
             labels = images.removesuffix(IMAGE_END) + LABEL_END
@@ -57,15 +57,11 @@ def read_sidecars(root: Place) -> Source:
 
 def looks_like_sidecars(root: Place) -> bool:
     """Tell whether `root`, or a split folder of it, holds a pair of X_image and X_label."""
-    for _, prefix in _prefixes(root):
+    for _, prefix in split_prefixes(root):
         names = set(folders_in(root / prefix))
         if any(name.endswith(IMAGE_END) and name.removesuffix(IMAGE_END) + LABEL_END in names for name in names):
             return True
     return False
-
-
-def _prefixes(root: Place) -> list[tuple[str, str]]:
-    return [(split, f"{name}/") for split, name in split_folders(root)] or [("train", "")]
 
 
 def _image_folders(folder: Place) -> list[str]:

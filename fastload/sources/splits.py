@@ -7,7 +7,7 @@ import re
 
 from fastload.errors import ConfigError, SourceError, printable
 from fastload.places import Place
-from fastload.records import SPLIT_WORDS, SPLITS, UNLABELLED, Record, Source, check_seed, stable_rank
+from fastload.records import SPLIT_WORDS, SPLITS, UNLABELLED, Record, Source, check_seed, known_split, stable_rank
 from fastload.sources.labels import in_order
 from fastload.sources.scan import folders_in, has_image
 
@@ -31,6 +31,15 @@ def split_folders(root: Place) -> list[tuple[str, str]]:
     return splits
 
 
+def split_prefixes(root: Place) -> list[tuple[str, str]]:
+    """Return (split, path prefix) of the split folders under `root`, `("valid", "val/")`; without any, all is `train`.
+
+    Raises:
+        SourceError: as of `split_folders`.
+    """
+    return [(split, f"{name}/") for split, name in split_folders(root)] or [("train", "")]
+
+
 def split_of_name(path: str) -> str:
     """Return the split that a file's folders or name tell of (`val/0.tar`, `cc3m-train-0001.tar`), else `train`."""
     *folders, name = path.split("/")
@@ -47,9 +56,15 @@ def cut_splits(source: Source, fractions: dict[str, float], seed: int) -> Source
     what `train` lacks cannot be learned. Unlabelled samples stay.
 
     Raises:
-        ConfigError: a fraction outside 0..1, a split that is not valid or test, or one the source already has.
+        ConfigError: a fraction outside 0..1, a split that is not valid or test, one the source already has, or one
+            that is named twice (`val`, `valid`).
     """
     check_seed(seed)
+    if len({known_split(split) for split in fractions}) < len(fractions):
+        raise ConfigError(
+            f"--split {printable(', '.join(fractions))}: one split is named twice; leave one of them out."
+        )
+    fractions = {known_split(split): fraction for split, fraction in fractions.items()}
     for split, fraction in fractions.items():
         if split not in SPLITS[1:]:
             raise ConfigError(f"--split {printable(split)}={fraction:g}: only valid and test can be cut from train.")

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import numpy.typing as npt
 
-from fastload.errors import ConfigError, SourceError, printable
+from fastload.errors import ConfigError, SourceError, printable, several
 from fastload.places import Place, as_place
 from fastload.records import SPLITS, UNLABELLED, Record, Source, check_seed
 from fastload.sources.labels import is_whole, sorted_classes
@@ -32,6 +33,7 @@ MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})  # compared i
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 INFINITE = re.compile(r"[+-]?inf(inity)?", re.IGNORECASE)
 MAX_CLASSES = 20  # whole numbers of more values are an amount, not a class
+MAX_UNPACKED_BYTES = 1 << 30  # in memory a cell takes ten times as much
 MAX_CATEGORIES = 1000  # a text column of more is a name or an id: one-hot, it would only fill memory
 
 
@@ -160,14 +162,10 @@ def describe_table(table: Table) -> list[str]:
             f"table: {table.path}",
             f"rows: {counts}",
             f"target: {names} ({what})",
-            f"features: {len(table.feature_names)} from {num_columns} columns: {_short(table.feature_names)}",
+            f"features: {len(table.feature_names)} from {num_columns} columns: {several(table.feature_names)}",
             *table.notes,
         )
     ]
-
-
-def _short(names: Sequence[str]) -> str:
-    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
 
 
 def _read_cells(path: Place, targets: list[str]) -> tuple[list[str], list[list[str]]]:
@@ -177,7 +175,7 @@ def _read_cells(path: Place, targets: list[str]) -> tuple[list[str], list[list[s
         packed = path.suffix.lower() == ".gz"
         with (
             path.open("rb") as raw,
-            as_text(cast("BinaryIO", gzip.GzipFile(fileobj=raw)) if packed else raw) as opened,
+            as_text(cast("BinaryIO", _Unpacked(path, raw)) if packed else raw) as opened,
         ):
             suffix = Path(path.stem if packed else path.name).suffix
             delimiter = find_delimiter(opened.read(1 << 16), CANDIDATES.get(suffix.lower(), ",;\t"))
@@ -193,7 +191,7 @@ def _read_cells(path: Place, targets: list[str]) -> tuple[list[str], list[list[s
                         )
     except FileNotFoundError:
         raise SourceError(f"{printable(path)}: no such file; check the path.") from None
-    except (OSError, EOFError, csv.Error) as e:
+    except (OSError, EOFError, zlib.error, csv.Error) as e:
         raise SourceError(f"{printable(path)} cannot be read ({printable(e)}); mend the table.") from e
     if rows and _has_header(rows, targets):
         names, body = [name or (str(i) if i > 1 else "") for i, name in enumerate(rows[0], 1)], rows[1:]
@@ -205,6 +203,24 @@ def _read_cells(path: Place, targets: list[str]) -> tuple[list[str], list[list[s
     if not body:
         raise SourceError(f"{printable(path)} has no rows; expected numbers or texts, with or without a header.")
     return names, body
+
+
+class _Unpacked(gzip.GzipFile):
+    """What is in a packed table, up to a limit: a few MB may hold more than any memory."""
+
+    def __init__(self, path: Place, packed: BinaryIO) -> None:
+        super().__init__(fileobj=packed)
+        self._path = path
+
+    def read1(self, size: int = -1) -> bytes:
+        """Return some bytes; SourceError where they are too many."""
+        data = super().read1(size)
+        if self.tell() > MAX_UNPACKED_BYTES:
+            raise SourceError(
+                f"{printable(self._path)} holds more than {MAX_UNPACKED_BYTES:,} bytes; unpack it with gunzip, if it "
+                "shall be read, and pass the table in it."
+            )
+        return data
 
 
 def _has_header(rows: list[list[str]], targets: list[str]) -> bool:
@@ -240,7 +256,7 @@ def _place(path: Place, names: list[str], target: str) -> int:
     if is_whole(target) and 1 <= abs(int(target)) <= len(names):
         return int(target) - (int(target) > 0)
     raise ConfigError(
-        f"--target {printable(target)}: {printable(path)} has no such column; it has {printable(_short(names))}."
+        f"--target {printable(target)}: {printable(path)} has no such column; it has {printable(several(names))}."
     )
 
 
@@ -290,7 +306,7 @@ def _labels(
             described.append({"name": name, "kind": "number"})
         return (), np.stack(columns, axis=1).astype(np.float32), described
     if len(targets) > 1:
-        raise ConfigError(f"--target {printable(_short(list(targets)))}: classes have one target; pass one.")
+        raise ConfigError(f"--target {printable(several(list(targets)))}: classes have one target; pass one.")
     # 1, 1.0 and 1e0 are one class where all are whole numbers.
     whole = found is not None and bool((found == np.round(found))[~np.isnan(found)].all())
     texts = [None if cell.lower() in MISSING else str(int(float(cell))) if whole else cell for cell in targets[name]]

@@ -100,6 +100,10 @@ class TarReader:
             raise DecodeError(record.path, "the tar was cut since it was listed")
         return data
 
+    def file_of(self, record: Record) -> Place:
+        """Return the tar that holds a record."""
+        return self.root / self.tars[int(self.places[bisect_left(self.paths, record.path), 0])]
+
 
 def find_tars(spec: str) -> tuple[Place, list[str]]:
     """Return (root, paths of the tars relative to it, in order).

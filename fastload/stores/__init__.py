@@ -1,8 +1,9 @@
 """Stores: samples in one kind of memory, served step by step.
 
 A store is asked for the steps of a pass, in their order, and may look ahead in them; it serves each as new memory
-that belongs to the caller. Whatever it starts for a pass (threads, processes, open files) ends with the pass, also
-where that is left early: `serve` is a generator, and closing it is enough.
+that belongs to the caller, or as rows of all its samples, which stay its own. Whatever it starts for a pass (threads,
+processes, open files) ends with the pass, also where that is left early: `serve` is a generator, and closing it is
+enough.
 """
 
 from __future__ import annotations

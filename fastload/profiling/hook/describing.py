@@ -13,18 +13,13 @@ import torch
 
 def describe(loader: Any, dataset: Any, site: str) -> dict[str, Any]:
     """Return what a loader is, as far as it says."""
-    sampler = getattr(loader, "sampler", None)
-    context = getattr(loader, "multiprocessing_context", None)
     placement = getattr(loader, "placement", None)
     root, library = origin(dataset)
     return {
         "site": site, "loader": type(loader).__name__, "dataset": type(dataset).__name__,
         "num_samples": _length(dataset), "root": root, "library": library, "batch_size": _batch_size(loader),
-        "shuffles": None if sampler is None else "Random" in type(sampler).__name__,
         "num_workers": getattr(loader, "num_workers", None), "pin_memory": getattr(loader, "pin_memory", None),
         "persistent_workers": getattr(loader, "persistent_workers", None),
-        "prefetch_factor": getattr(loader, "prefetch_factor", None),
-        "start_method": None if context is None else context.get_start_method(),
         "placement": None if placement is None else str(getattr(placement, "kind", placement)),
         "in_main_thread": threading.current_thread() is threading.main_thread(), "passes": 0, "batch_shape": None,
     }  # fmt: skip

@@ -6,7 +6,8 @@ compute stream, which are read long after they have passed.
 
 A step lasts from one `next()` to the following one of the same iterator. Its wait is the time in all loaders' `next()`
 within it (two loaders in turns feed one step); on a GPU, the time that the compute stream stood still meanwhile.
-A step in which another loop began (a validation inside an epoch), and the first one of each pass, do not count.
+A step in which another loop began (a validation inside an epoch), or took a second batch (one whose iterator is kept
+for all epochs begins once only), and the first step of each pass, do not count.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from .describing import call_site, describe, shape_of
 from .steps import CudaClock, HostClock, Loop, Pass, Step, gpu_in_use
 
 FOLDER_VARIABLE = "FASTLOAD_WATCH_FOLDER"
-MAX_WORKERS = 4096
 # Writing takes a part of 1/WRITE_COST of the time at most, and not twice in a second.
 WRITE_COST, WRITE_SECONDS = 500, 1.0
 KEY = ("dataset", "num_samples", "batch_size", "num_workers")  # what else tells loops on one line apart
@@ -51,22 +51,21 @@ class Watcher:
         self._clock: Any = None
         self._rank: tuple[int, int] | None = None
         self._written, self._writing_took = 0.0, 0.0
-        self._begin_wall, self._begin = time.time(), time.perf_counter()
+        self._begin_wall = time.time()
         self._local.depth = 0
 
     # What the patched methods call, in this order. Each returns at once, and is the only one that touches its pass.
 
-    def pass_begins(self, loader: Any, iterator: Any, asked: float) -> Pass:
+    def pass_begins(self, loader: Any, asked: float) -> Pass:
         """Return the pass of an iterator that has just been made."""
+        starting = time.perf_counter() - asked
         if torch.utils.data.get_worker_info() is not None:
-            return Pass(None, asked)  # a worker that reads through a loader of its own
+            return Pass(None, starting)  # a worker that reads through a loader of its own
         site, own = call_site()
-        made = Pass(None if own else self._loop(loader, site), asked)
+        made = Pass(None if own else self._loop(loader, site), starting)
         if made.loop is not None:
             for left in [other for other in self._open if other.loop is made.loop]:
                 self._open.discard(left)
-            pids = [w.pid for w in getattr(iterator, "_workers", ())]
-            made.loop.workers += [p for p in pids if p not in made.loop.workers][: MAX_WORKERS - len(made.loop.workers)]
             made.loop.about["passes"] += 1
         return made
 
@@ -79,7 +78,7 @@ class Watcher:
         if current.step is not None:
             self._close(current, current.step)
         step = current.step = Step(self._clock_now(), now)
-        if current.asked:
+        if current.starting is not None:
             for other in self._open:
                 if other.step is not None and other is not current:
                     other.step.counts = False
@@ -118,16 +117,21 @@ class Watcher:
         step.rows = shape[0] if shape else 0
         if loop.about["batch_shape"] is None:
             loop.about["batch_shape"] = shape
-        starts, loop.warmup_left = bool(current.asked) or loop.warmup_left > 0, loop.warmup_left - 1
-        if starts:
+        if current.starting is not None or loop.warmup_left > 0:
             step.counts = False
-        if current.asked:
+        loop.warmup_left -= 1
+        if current.starting is not None:
             loop.starts["count"] += 1
-            loop.starts["later_wait_seconds"] += now - current.asked if later else 0.0
+            loop.starts["later_wait_seconds"] += current.starting + step.host_wait if later else 0.0
         for other in self._open:
             # A step that does not count needs none: that of an iterator kept after one batch gathers them for ever.
             outer = other.step if other is not current else None
-            if outer is not None and outer.counts and outer.clock is step.clock:
+            if outer is None or not outer.counts:
+                continue
+            if id(current) in outer.askers:  # loaders in turns give one batch each
+                outer.counts = False
+            elif outer.clock is step.clock:
+                outer.askers.append(id(current))
                 outer.others.append((step.begin, step.arrived))
                 step.shared = True
                 outer.host_wait += step.host_wait
@@ -155,11 +159,12 @@ class Watcher:
         loop = current.loop
         assert loop is not None
         step.end = step.clock.mark()
-        if current.asked:
-            seconds = time.perf_counter() - current.asked
+        if current.starting is not None:
+            # Without what lies between: an iterator that its loader's constructor makes is asked much later.
+            seconds = current.starting + time.perf_counter() - step.host_begin
             loop.starts["seconds"] += seconds
             loop.starts["later_seconds"] += seconds if loop.about["passes"] > 1 else 0.0
-            current.asked = 0.0
+            current.starting = None
         loop.pending.append(step)
         loop.collect()
         self._write_now_and_then()
@@ -206,11 +211,9 @@ class Watcher:
             "pid": os.getpid(), "rank": rank, "world_size": world_size, "error": self.error,
             "device": "cpu" if self._clock is None else self._clock.name,
             "gpu_memory_bytes": None if gpu is None else torch.cuda.max_memory_allocated(gpu),
-            "gpu": None if gpu is None else torch.cuda.get_device_name(gpu),
             # Its number says nothing outside: a launcher may have set CUDA_VISIBLE_DEVICES for this process alone.
             "gpu_uuid": None if gpu is None else _uuid(gpu),
-            "python": sys.version.split()[0], "torch": torch.__version__, "script": sys.argv[:1],
-            "began": self._begin_wall, "seconds": time.perf_counter() - self._begin, "clock_began": self._begin,
+            "python": sys.version.split()[0], "torch": torch.__version__, "began": self._begin_wall,
             "loops": [loop.as_dict() for loop in loops],
         }  # fmt: skip
 
@@ -242,7 +245,7 @@ def watch_dataloader(module: Any) -> None:
         made = original_iter(self)
         if watcher.error is None:
             try:
-                made._fastload_pass = watcher.pass_begins(self, made, asked)
+                made._fastload_pass = watcher.pass_begins(self, asked)
             except Exception as e:
                 watcher.stop(e)
         return made
@@ -271,7 +274,7 @@ def watch_fastload(module: Any) -> None:
     def batches_of(self: Any) -> Any:
         asked, before = time.perf_counter(), self.on_device_work
         batches = original(self)
-        current = _safely(watcher, watcher.pass_begins, self, batches, asked)
+        current = _safely(watcher, watcher.pass_begins, self, asked)
 
         def arrived() -> None:
             if current is not None:
