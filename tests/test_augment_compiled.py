@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from augment_help import batch, smooth
+from augment_help import FLAT, batch, smooth
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import v2
@@ -125,6 +125,13 @@ def test_chains_with_colours_and_warps_are_torchs_bytes(
             augment = Augment([*pipeline, *floats], dtype=dtype, memory_format=memory_format)
             painted, plain = both_ways(augment, images)
             assert torch.equal(painted, plain)
+
+
+@pytest.mark.parametrize("name", FLAT)
+def test_an_image_of_one_level_stays_one(name: str) -> None:
+    transforms, level, expected = FLAT[name]
+    for made in both_ways(Augment(transforms), torch.full((3, 33, 47, 3), level, dtype=torch.uint8)):
+        assert (made * 255 - expected).abs().max() < 0.02
 
 
 @settings(max_examples=25, deadline=None)
