@@ -131,7 +131,10 @@ class Filler:
         file = self.folder / shard.file
         if isinstance(file, Url) or finished_shard(self.plan, number, self.folder) is None:
             return False
-        key = number, (made := file.stat()).st_mtime_ns
+        try:
+            key = number, (made := file.stat()).st_mtime_ns
+        except FileNotFoundError:  # another process has just published it, and this one is told so soon
+            return False
         if key not in self._changed:  # asked for before the pool is forked, and again when its turn comes
             self._changed[key] = changed_since(self.plan.source, shard.records, made)
         return self._changed[key]

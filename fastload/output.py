@@ -116,8 +116,7 @@ def _take(folder: Path, shared: bool) -> int:
         return _lock(folder, shared)
     except BlockingIOError as e:
         raise DatasetError(
-            f"{printable(folder)} is being written by {printable(e.args[1])}; "
-            "wait for it, or pass another output path."
+            f"{printable(folder)} is being written by {printable(e.args[1])}; wait for it, or pass another output path."
         ) from None
     except OSError as e:
         raise _unmade(folder, e) from e
