@@ -285,9 +285,9 @@ def changed_since(source: Source, records: Iterable[Record], made: os.stat_resul
     files = {str(file.absolute()) for record in records if isinstance(file := source.file_of(record), Path)}
     root = str(source.root.absolute())
     folders = {root} if files else set()
-    for file in files:
-        while (file := os.path.dirname(file)) not in folders and file.startswith(f"{root}/"):  # noqa: PTH120
-            folders.add(file)
+    for path in files:
+        while (path := os.path.dirname(path)) not in folders and path.startswith(f"{root}/"):  # noqa: PTH120
+            folders.add(path)
     try:
         return any(_newest_ns(path, made) >= made.st_mtime_ns for path in (*files, *folders))
     except OSError:  # gone: whoever reads it says so
