@@ -133,7 +133,10 @@ class Filler:
         file = self.folder / shard.file
         if isinstance(file, Url) or finished_shard(self.plan, number, self.folder) is None:
             return False
-        key = number, (made := file.stat()).st_mtime_ns
+        try:
+            key = number, (made := file.stat()).st_mtime_ns
+        except FileNotFoundError:  # another process has just published it, and this one is told so soon
+            return False
         if key not in self._changed:  # asked for before the pool is forked, and again when its turn comes
             self._changed[key] = changed_since(self.plan.source, shard.records, made)
         return self._changed[key]
@@ -284,9 +287,9 @@ def changed_since(source: Source, records: Iterable[Record], made: os.stat_resul
     files = {str(file.absolute()) for record in records if isinstance(file := source.file_of(record), Path)}
     root = str(source.root.absolute())
     folders = {root} if files else set()
-    for file in files:
-        while (file := os.path.dirname(file)) not in folders and file.startswith(f"{root}/"):  # noqa: PTH120
-            folders.add(file)
+    for path in files:
+        while (path := os.path.dirname(path)) not in folders and path.startswith(f"{root}/"):  # noqa: PTH120
+            folders.add(path)
     try:
         return any(_newest_ns(path, made) >= made.st_mtime_ns for path in (*files, *folders))
     except OSError:  # gone: whoever reads it says so

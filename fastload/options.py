@@ -74,7 +74,13 @@ Root = Annotated[
     typer.Option(help="What a list's paths are relative to (or a URL), or torchvision's folder.", show_default=False),
 ]
 Download = Annotated[bool, typer.Option("--download", help="Let torchvision or hf fetch what is missing.")]
-AllowOutside = Annotated[bool, typer.Option("--allow-outside", help="Take paths of a list that lead out of its root.")]
+AllowOutside = Annotated[
+    bool,
+    typer.Option(
+        "--allow-outside",
+        help="Take paths of a list that lead out of its root, and of hf: that lead out of the dataset.",
+    ),
+]
 Target = Annotated[
     list[str] | None,
     typer.Option(

@@ -22,7 +22,7 @@ from fastload.urls import Url
 
 LOCK_NAME = ".lock"
 _HOLDER_BYTES = 200
-TIDY_SECONDS = 2.0  # for a task that leaves: alone for the moment of tidying up, it is no other conversion
+TIDY_SECONDS = 2.0  # to wait for a task that leaves: alone while it tidies up, it is no other conversion
 
 
 class Output:
@@ -125,8 +125,7 @@ def _take(folder: Path, shared: bool) -> int:
         return _lock(folder, shared)
     except BlockingIOError as e:
         raise DatasetError(
-            f"{printable(folder)} is being written by {printable(e.args[1])}; "
-            "wait for it, or pass another output path."
+            f"{printable(folder)} is being written by {printable(e.args[1])}; wait for it, or pass another output path."
         ) from None
     except OSError as e:
         raise _unmade(folder, e) from e
@@ -140,11 +139,13 @@ def _lock(folder: Path, shared: bool) -> int:
     """Return the open lock file; BlockingIOError carries who holds it."""
     # A file, not the folder itself: NFS locks only what is open for writing.
     file = folder / LOCK_NAME
-    give_up = time.monotonic() + (TIDY_SECONDS if shared else 0)
+    give_up = time.monotonic() + TIDY_SECONDS
     while True:
         try:
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         except FileNotFoundError:  # not yet made, or its last holder has just taken it away
+            if time.monotonic() > give_up:  # nor can it be: a link leads nowhere
+                raise
             _make(folder)
             continue
         try:
@@ -157,7 +158,7 @@ def _lock(folder: Path, shared: bool) -> int:
         except BlockingIOError as e:
             holder = os.pread(descriptor, _HOLDER_BYTES, 0)
             os.close(descriptor)
-            if time.monotonic() < give_up:
+            if shared and time.monotonic() < give_up:
                 time.sleep(0.02)
                 continue
             raise BlockingIOError(e.errno, holder.decode("utf-8", "replace") or "another process") from None
@@ -171,7 +172,7 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
-        if folder.exists():  # else it was another's, which is gone by now
+        if folder.exists() or folder.is_symlink():  # else it was another's, which is gone by now
             raise
 
 

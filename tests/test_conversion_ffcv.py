@@ -16,7 +16,7 @@ from fastload.formats.ffcv import open_beton
 from fastload.output import alone_in
 from fastload.records import Record, Source
 from tests.test_cli import fastload
-from tests.test_conversion import grey_png
+from tests.test_going_on import grey_png
 
 pytest.importorskip("ffcv")
 

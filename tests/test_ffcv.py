@@ -285,6 +285,14 @@ def test_options_that_cannot_be(tmp_path, options, match):
 
 
 @needs_ffcv
+def test_a_jpeg_that_would_not_be_opened_again_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastload.formats.ffcv_writer.MAX_PIXELS", H * W - 1)
+    with pytest.raises(DatasetError, match=rf"sample 0 has {W}x{H} pixels; a JPEG in a beton has at most"):
+        write(tmp_path / "a.beton", mode="jpg")
+    write(tmp_path / "a.beton", mode="jpg", max_resolution=W - 1)
+
+
+@needs_ffcv
 def test_nothing_is_overwritten_and_nobody_is_disturbed(tmp_path):
     out = tmp_path / "a.beton"
     for name in ("a.beton", "a.json"):

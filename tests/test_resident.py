@@ -97,8 +97,16 @@ def test_missing(tmp_path: Path) -> None:
         (lambda c: c["splits"]["train"]["shards"][0].update(file="../other"), "plain file name"),
         (lambda c: c["splits"]["train"]["shards"][0].update(file="/etc/passwd"), "plain file name"),
         (lambda c: c["splits"]["train"]["shards"][0].update(file="lost"), "missing"),
+        (lambda c: c["splits"]["train"]["shards"][0].update(file="a\0b"), "plain file name"),
+        (lambda c: c["splits"]["train"]["shards"][0].update(file="\udc00\ud800"), "damaged"),
+        (lambda c: c["splits"]["train"]["shards"][0].update(bytes="10"), "damaged.*'10' bytes"),
+        (lambda c: c["splits"]["train"]["shards"][0].update(rows=4.0), "damaged"),
+        (lambda c: c["splits"]["train"].update(count=0, shards=[]), "train has no shards"),
+        (lambda c: c.update(display_names=["a"]), "1 display_names of 3 classes"),
+        (lambda c: c.update(mean=[]), "mean and std of 0 and 3"),
+        (lambda c: c.update(mean=[10**400, 0, 0]), "damaged"),
         (lambda c: c["splits"].update(other=c["splits"].pop("train")), "unknown split"),
-        (lambda c: c.update(classes=["a"]), "outside its 1 classes"),
+        (lambda c: c.update(classes=["a"], display_names=["a"]), "outside its 1 classes"),
         (lambda c: c["splits"].pop("train"), "no split"),
     ],
 )
@@ -108,7 +116,7 @@ def test_a_manifest_that_does_not_hold_together(copied: Path, change: Callable[[
         open_dataset(copied)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"fastload-resident"', "\x00\x01"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"fastload-resident"', "\x00\x01", "[" * 100_000])
 def test_a_manifest_that_is_none(copied: Path, text: str) -> None:
     (copied / "manifest.json").write_text(text)
     with pytest.raises(DatasetError):

@@ -153,7 +153,11 @@ def test_phases_with_loaders_of_their_own_go_on_exactly(dataset: Path, tmp_path:
 
 
 def fit(
-    dataset: Path, output: Path, model: torch.nn.Module | None = None, split: str = "train", batch_size: int = 5,
+    dataset: Path,
+    output: Path,
+    model: torch.nn.Module | None = None,
+    split: str = "train",
+    batch_size: int = 5,
     **config: object,
 ) -> None:
     trainer = Trainer(

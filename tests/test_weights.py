@@ -85,10 +85,11 @@ def test_a_download_is_whole_or_nothing_and_waits_no_longer_than_told(
     nowhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float | None] = []
+    answers: list[bytes] = []
 
     def serve(*_: object, **__: object) -> Answer:
         waits.append(socket.getdefaulttimeout())
-        return Answer(content)
+        return Answer(answers[-1])
 
     monkeypatch.setattr("urllib.request.urlopen", serve)
     monkeypatch.setattr(torch.hub, "urlopen", serve)
@@ -98,12 +99,13 @@ def test_a_download_is_whole_or_nothing_and_waits_no_longer_than_told(
     right = hashlib.sha256(b"weights").hexdigest()[:8]
     before = socket.getdefaulttimeout()
     looked: list[str] = []
-    for name, content, is_whole in (
+    for name, answer, is_whole in (
         (f"net-{right}.pth", b"weights", True), ("net-0123abcd.pth", b"weights", False),
         # Without a checksum in its name a file is held against itself.
         ("net-1.pth", pth, True), ("net-2.pth", pth[:-40], False), ("net-3.pth", b"<html>", False),
         ("net-4.safetensors", tensors, True), ("net-5.safetensors", tensors[:-40], False),
     ):  # fmt: skip
+        answers.append(answer)
         published = module.Published(name="net", repo=None, url=f"https://host/{name}")
         assert (module._download(published, looked) is not None) == is_whole
         assert (nowhere / "torch" / "checkpoints" / name).exists() == is_whole

@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from fastload.errors import ConfigError, DatasetError, printable
 from fastload.files import Draft, draft_path, sync
-from fastload.formats.beton import check_beton
+from fastload.formats.beton import MAX_PIXELS, check_beton
 from fastload.formats.resident import sha256_of
 from fastload.machine import INSTALL_FFCV
 from fastload.records import stable_rank
@@ -267,7 +267,14 @@ class _Encoder:
     def __call__(self, index: int) -> _Encoded:
         try:
             image, label = self._checked(index, *self._sample(index))
-            field = self._jpg if self._encoding.is_jpg(index) else self._raw
+            image = _shrink(image, self._encoding.max_resolution)
+            is_jpg, (height, width, _) = self._encoding.is_jpg(index), image.shape
+            if is_jpg and height * width > MAX_PIXELS:
+                raise DatasetError(
+                    f"sample {index:,} has {width}x{height} pixels; a JPEG in a beton has at most {MAX_PIXELS:,}, "
+                    "so leave it out, or pass a smaller max_resolution."
+                )
+            field = self._jpg if is_jpg else self._raw
             row = np.zeros(1, field.metadata_type)
             kept: list[npt.NDArray[np.uint8]] = []
 
@@ -275,7 +282,7 @@ class _Encoder:
                 kept.append(np.empty(num_bytes, np.uint8))
                 return 0, kept[0]
 
-            field.encode(row, _shrink(image, self._encoding.max_resolution), keep)
+            field.encode(row, image, keep)
         except MemoryError as e:
             raise DatasetError(f"sample {index:,}: out of memory; run again with fewer workers.") from e
         except OSError as e:  # of `sample`: nothing is written here

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,7 @@ def read_manifest(path: Place) -> Manifest:
         raise of_betons(path) or DatasetError(
             f"{shown} has no {MANIFEST_NAME}, so it is no dataset; convert it again."
         ) from None
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise DatasetError(f"{shown}/{MANIFEST_NAME} cannot be read ({printable(e)}); convert it again.") from e
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
@@ -154,7 +155,7 @@ def read_manifest(path: Place) -> Manifest:
         )
     try:
         return _checked(content)
-    except (KeyError, TypeError, ValueError, AttributeError) as e:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
         raise DatasetError(
             f"{shown}/{MANIFEST_NAME} is damaged ({type(e).__name__}: {printable(e)}); convert it again."
         ) from e
@@ -190,13 +191,17 @@ def _checked(content: dict[str, Any]) -> Manifest:
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}")
         shards = tuple(Shard(**shard) for shard in entry["shards"])
+        if not shards:
+            raise ValueError(f"{split} has no shards")
         for shard in shards:
-            # The name comes from a file anyone may have edited: it must not lead out of the dataset.
-            if Path(shard.file).name != shard.file or shard.file in ("", ".", ".."):
-                raise ValueError(f"shard name {shard.file!r} is not a plain file name")
+            _check_shard(shard)
         if sum(shard.rows for shard in shards) != entry["count"]:
             raise ValueError(f"the shards of {split} do not add up to its count")
         splits[split] = shards
+    if len(content["display_names"]) != len(content["classes"]):
+        raise ValueError(f"{len(content['display_names'])} display_names of {len(content['classes'])} classes")
+    if table is None and not len(content["mean"]) == len(content["std"]) == sample.shape[-1]:
+        raise ValueError(f"mean and std of {len(content['mean'])} and {len(content['std'])} channels")
     return Manifest(
         sample=sample,
         label=label,
@@ -211,6 +216,15 @@ def _checked(content: dict[str, Any]) -> Manifest:
         fastload=str(content["fastload"]),
         table=dict(table) if table is not None else None,
     )
+
+
+def _check_shard(shard: Shard) -> None:
+    # The name comes from a file anyone may have edited: it must not lead out of the dataset.
+    if Path(shard.file).name != shard.file or shard.file in ("", ".", "..") or "\0" in shard.file:
+        raise ValueError(f"shard name {shard.file!r} is not a plain file name")
+    os.fsencode(shard.file)
+    if any(type(number) is not int or number < 0 for number in (shard.rows, shard.bytes)):
+        raise TypeError(f"{shard.file} has {shard.rows!r} rows and {shard.bytes!r} bytes")
 
 
 def _field(content: dict[str, Any], name: str, num_axes: int | None) -> Field:

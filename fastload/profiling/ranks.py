@@ -51,9 +51,7 @@ def announce(rank: int, world_size: int, name: str) -> None:
         _leave(f"{name}-{rank}.pid", str(os.getpid()))
 
 
-def gather(
-    report: dict[str, Any], rank: int, world_size: int, name: str, since: float = 0.0
-) -> dict[str, Any] | None:
+def gather(report: dict[str, Any], rank: int, world_size: int, name: str, since: float = 0.0) -> dict[str, Any] | None:
     """Leave this rank's report for rank 0, which returns all that come in time as one; others get None.
 
     Ranks of rank 0's node find each other; what others report is left out.

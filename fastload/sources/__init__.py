@@ -77,9 +77,12 @@ LAYOUTS = {
     ),
     "huggingface": _Layout(
         read=lambda spec, o: read_huggingface(
-            spec.removeprefix(HUGGINGFACE), label_column=o.label_column, download=o.download
+            spec.removeprefix(HUGGINGFACE),
+            label_column=o.label_column,
+            download=o.download,
+            allow_outside=o.allow_outside,
         ),
-        options={"label_column", "download"},
+        options={"label_column", "download", "allow_outside"},
     ),
 }
 
@@ -109,7 +112,7 @@ def detect(
         class_names: a file (or URL) with names for people; without it `cat_to_name.json`, in the root or above it.
         root: what the paths of a list are relative to, a folder or URL, or torchvision's root.
         download: let a library fetch what is not there.
-        allow_outside: take paths of a list that lead out of its root.
+        allow_outside: take paths of a list, or of a Hugging Face dataset, that lead out of its root.
 
     Raises:
         ConfigError: an option that cannot be right, or that the layout cannot use; or fsspec cannot open the URL.
