@@ -21,7 +21,8 @@ from bench.peers import MEAN, STD
 from fastload.augment import compiling
 from fastload.devices import parse_device
 from fastload.errors import ConfigError
-from fastload.profiling.report import command, environment, installed, write_json
+from fastload.machine import installed
+from fastload.profiling.report import described
 
 OURS, BATCH, IMAGE, KORNIA, FFCV = "fastload", "torchvision, per batch", "torchvision, per image", "Kornia", "FFCV"
 JITTER = (0.4, 0.4, 0.4, 0.1)
@@ -52,7 +53,7 @@ def measure(*, store: int, size: int, batch_size: int | None, rounds: int, devic
         results[pipeline] = _compare(peers, rounds, count, where)
     written = count * 3 * size * size * dtype.itemsize
     result = {
-        "schema": "fastload-bench-augment", "version": 1, "command": command(), **environment(),
+        "schema": "fastload-bench-augment", "version": 1, **described(),
         "data": {"name": "noise", "images": count, "stored": store},
         "peers": installed(["torchvision", "kornia", "ffcv", "triton"]),
         "settings": {"store": store, "size": size, "batch_size": count, "rounds": rounds, "device": where.type,
@@ -262,8 +263,8 @@ def _floor(num_bytes: int, device: torch.device) -> dict[str, float]:
     }  # fmt: skip
 
 
-def say(result: dict[str, Any], file: Any) -> None:
-    """Print the table; write the JSON where asked."""
+def say(result: dict[str, Any]) -> None:
+    """Print the table."""
     s = result["settings"]
     table = Table(title=f"{s['batch_size']} images, {s['store']} -> {s['size']} px, {s['output']}, {s['device']}")
     for column in ("pipeline", "by", "ms", "images/s", "fastload is"):
@@ -285,6 +286,3 @@ def say(result: dict[str, Any], file: Any) -> None:
                   f"{ours['host_us']} us on the host")  # fmt: skip
     for name, reason in result["not_measured"].items():
         print(f"not measured: {name}: {reason}")
-    if file is not None:
-        write_json(file, result)
-        print(f"wrote {file}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
 
+from bench.cores import num_cores, workers_beside_a_step, workers_to_try
 from fastload.errors import ConfigError, exit_with, printable
 
 app = typer.Typer(
@@ -52,6 +54,7 @@ AssumedRate = Annotated[
         help="Also say whether these loaders would do for a GPU that trains so many images/s.", show_default=False
     ),
 ]
+BESIDE_A_STEP = "DataLoader's worker processes.  [default: one less than the cores, and at least 2]"
 
 
 def main() -> None:
@@ -81,8 +84,10 @@ def gpu_util(
     model: Annotated[str, typer.Option(help="A timm model.")] = "resnet18",
     size: Annotated[int, typer.Option(help="Side of the crops that it trains on, in pixels.")] = 128,
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
-    steps: Annotated[int, typer.Option(help="Steps that are measured, after warm-up.")] = 30,
-    workers: Annotated[int, typer.Option(help="DataLoader's worker processes.")] = 2,
+    steps: Annotated[
+        int, typer.Option(help="Steps that are measured, after warm-up; at least six for each worker.")
+    ] = 30,
+    workers: Annotated[int | None, typer.Option(help=BESIDE_A_STEP, show_default=False)] = None,
     precision: Annotated[str, typer.Option(help="no or bf16.")] = "no",
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, mps; the best one where not given.", show_default=False)
@@ -117,13 +122,29 @@ def gpu_util(
     from fastload.profiling.terminal import say
 
     outputs = Outputs(json=json, html=html, png=png)
+    workers = workers_beside_a_step() if workers is None else workers
     options = Options(model=model, size=size, batch_size=batch_size, steps=steps, workers=workers,
                       precision=precision, device=device, max_images=images, assume_gpu_rate=assume_gpu_rate,
                       loaders=tuple(word.strip() for word in loader.split(",") if word.strip()))  # fmt: skip
     outputs.check()
     report, console = measure(data, options), Console()
-    say(report, console, reached_gain(report))
     outputs.write(report, console)
+    say(report, console, reached_gain(report))
+
+
+def _tell(measure: Callable[[], dict[str, Any]], say: Callable[[dict[str, Any]], None], file: Path | None) -> None:
+    """Measure, write the result where asked, and print it: in this order, for who reads may not wait (`| head -1`)."""
+    from rich.console import Console
+
+    from bench.outputs import Outputs, say_written
+    from fastload.profiling.report import write_json
+
+    Outputs(json=file).check()
+    result = measure()
+    if file is not None:
+        write_json(file, result)
+        say_written(file, Console())
+    say(result)
 
 
 def _one_way_in(context: typer.Context, data: Path | None, words: list[str] | None) -> None:
@@ -164,8 +185,8 @@ def compare(
     console = Console()
     try:
         changed = compared(*reports)
-        say_comparison(changed, console)
         outputs.write(reports[1], console, changed)
+        say_comparison(changed, console)
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as e:
         raise ConfigError(
             f"{printable(before)} or {printable(after)} is not as the schema of reports says ({printable(e)}); measure "
@@ -181,9 +202,15 @@ def loader(
     batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 64,
     workers: Annotated[
         list[int] | None,
-        typer.Option(help="DataLoader's worker processes; may be given again: the best is kept.  [default: 1, 2, 4]"),
+        typer.Option(
+            help="DataLoader's worker processes; may be given again: the best is kept.  [default: 1, 2, 4, half the "
+            "cores and all of them]"
+        ),
     ] = None,
-    threads: Annotated[int, typer.Option(help="Workers or threads of all others that have any.")] = 2,
+    threads: Annotated[
+        int | None,
+        typer.Option(help="Workers or threads of each of the others.  [default: one per core]", show_default=False),
+    ] = None,
     rounds: Annotated[int, typer.Option(help="Epochs of each loader, in turn.")] = 5,
     crop: Annotated[
         Literal["plain", "resized", "padded"],
@@ -201,10 +228,11 @@ def loader(
     from bench.loader import Options, measure, say
 
     options = Options(
-        store=store, size=size, batch_size=batch_size, workers=tuple(workers or (1, 2, 4)), threads=threads,
+        store=store, size=size, batch_size=batch_size, workers=tuple(workers or workers_to_try()),
+        threads=num_cores() if threads is None else threads,
         rounds=rounds, crop=crop, max_images=images,
     )  # fmt: skip
-    say(measure(folder, options), json)
+    _tell(lambda: measure(folder, options), say, json)
 
 
 @app.command()
@@ -219,7 +247,7 @@ def memory(
     """Measure the private memory that a loader adds to its process, in host and mapped, over many epochs."""
     from bench.memory import measure, say
 
-    say(measure(folder, store=store, size=size, batch_size=batch_size, epochs=epochs), json)
+    _tell(lambda: measure(folder, store=store, size=size, batch_size=batch_size, epochs=epochs), say, json)
 
 
 @app.command()
@@ -235,7 +263,8 @@ def growth(
     """Measure what a larger dataset costs: images/s and seconds to open, for made images of 32 px."""
     from bench.growth import measure, say
 
-    say(measure(tuple(thousands or (1, 10, 100, 1000)), batch_size=batch_size, rounds=rounds), json)
+    sizes = tuple(thousands or (1, 10, 100, 1000))
+    _tell(lambda: measure(sizes, batch_size=batch_size, rounds=rounds), say, json)
 
 
 @app.command()
@@ -262,8 +291,9 @@ def convert(
     """
     from bench.convert import measure, say
 
-    say(measure(folder, size=size, workers=workers, rounds=rounds, repeat=repeat, made=made, count=count,
-                slow_images=slow_images), json)  # fmt: skip
+    options: dict[str, Any] = {"size": size, "workers": workers, "rounds": rounds, "repeat": repeat, "made": made,
+                               "count": count, "slow_images": slow_images}  # fmt: skip
+    _tell(lambda: measure(folder, **options), say, json)
 
 
 @app.command()
@@ -285,7 +315,7 @@ def augment(
     """
     from bench.augment import measure, say
 
-    say(measure(store=store, size=size, batch_size=batch_size, rounds=rounds, device=device), json)
+    _tell(lambda: measure(store=store, size=size, batch_size=batch_size, rounds=rounds, device=device), say, json)
 
 
 @app.command()
@@ -296,7 +326,7 @@ def training(
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 12,
     seeds: Annotated[int, typer.Option(help="Trainings of each, with seeds from 0.")] = 3,
-    workers: Annotated[int, typer.Option(help="DataLoader's worker processes.")] = 2,
+    workers: Annotated[int | None, typer.Option(help=BESIDE_A_STEP, show_default=False)] = None,
     lr: Annotated[float, typer.Option(help="Adam's learning rate.")] = 1e-3,
     crop: Annotated[
         Literal["padded", "resized"], typer.Option(help="RandomCrop with padding, or RandomResizedCrop.")
@@ -310,9 +340,10 @@ def training(
     """
     from bench.training import Options, measure, say
 
+    workers = workers_beside_a_step() if workers is None else workers
     options = Options(model=model, size=size, batch_size=batch_size, epochs=epochs, seeds=seeds, workers=workers, lr=lr,
                       crop=crop, precision=precision)  # fmt: skip
-    say(measure(folder, options), json)
+    _tell(lambda: measure(folder, options), say, json)
 
 
 @app.command()
@@ -325,7 +356,7 @@ def truth(
     """Measure the profiler itself: loaders and steps of known length, loaders slow for a known reason, its cost."""
     from bench.truth import measure, say
 
-    say(measure(step_ms=step_ms, num_steps=steps, only=only), json)
+    _tell(lambda: measure(step_ms=step_ms, num_steps=steps, only=only), say, json)
 
 
 @app.command()

@@ -29,7 +29,8 @@ from torchvision.io import decode_jpeg
 
 import fastload
 from fastload.errors import ConfigError, SourceError, printable
-from fastload.profiling.report import command, environment, installed, write_json
+from fastload.machine import installed
+from fastload.profiling.report import described
 from fastload.profiling.system import descendants
 from fastload.sources import detect
 
@@ -74,7 +75,7 @@ def measure(
     medians = {name: statistics.median(values) for name, values in speeds.items()}
     shown = (made and f"{count} made photographs of {made}") or printable((folder or Path()).resolve().name)
     return {
-        "schema": "fastload-bench-convert", "version": 1, "command": command(), **environment(),
+        "schema": "fastload-bench-convert", "version": 1, **described(),
         "libraries": installed(("opencv-python-headless", "numba")),
         "data": {"name": shown, "images": num_files, "bytes": num_bytes, "repeat": repeat,
                  "distinct": NUM_DISTINCT if made else num_files // repeat},
@@ -289,8 +290,8 @@ def _silent_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def say(result: dict[str, Any], file: Path | None) -> None:
-    """Print the table; write the JSON where asked."""
+def say(result: dict[str, Any]) -> None:
+    """Print the table."""
     s, data = result["settings"], result["data"]
     title = f"{data['images']:,} images ({data['name']}), {s['size']} px, {s['workers']} workers"
     table = Table(title=f"{title}, {result['machine']['cores']} cores")
@@ -308,6 +309,3 @@ def say(result: dict[str, Any], file: Path | None) -> None:
         f"PSNR against Pillow: median {result['psnr_db']['median']} dB, lowest {result['psnr_db']['lowest']} dB; "
         f"peak memory: {result['peak_memory_mib']:,} MiB with all processes"
     )
-    if file is not None:
-        write_json(file, result)
-        print(f"wrote {file}")

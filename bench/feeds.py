@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from fastload.profiling.busy import NUM_STEPS as WINDOW_STEPS
 from fastload.profiling.busy import Busy, BusyWindow
+from fastload.profiling.intervals import whole_rounds
 from fastload.profiling.loops import Feeding, Measured, rate
 from fastload.profiling.nvml import NvmlSamples
 from fastload.profiling.report import Rate, Sample, System
@@ -18,13 +20,18 @@ from fastload.profiling.system import SystemMeter
 from fastload.profiling.timing import Timing, WaitMeter, joined
 
 NUM_WARMUP = 3
-NUM_LOAD = 12  # batches in one block of X_load
+NUM_LOAD = 12  # batches in one block of X_load, at least
 
 Step = Callable[[torch.Tensor, torch.Tensor], None]
 
 
 class Feed:
     """One way of feeding the step; its iterator stays where it is between blocks.
+
+    What a DataLoader's workers read ahead while others ran is taken before a block begins, without steps: where the
+    loader is only a little slower than the step, such a queue lasts for many of them. Workers that begin at the same
+    time are done at the same time, too: of N batches one is waited for, so whole rounds of them are counted, two at
+    least.
 
     Args:
         name: for the report.
@@ -38,8 +45,8 @@ class Feed:
         self.feeding = Feeding.of(loader)
         self._device = device
         self._iterator = iter(loader)
-        # What a DataLoader has read ahead while others ran is used up before anything counts.
-        self.num_warmup = max(NUM_WARMUP, 2 * (self.feeding.num_workers or 0) + 1)
+        self.num_warmup = NUM_WARMUP
+        self._read_ahead = (self.feeding.num_workers or 0) * (getattr(loader, "prefetch_factor", None) or 2)
         self._real: list[Timing] = []
         self._load: list[Timing] = []
         self._systems: list[System] = []
@@ -49,12 +56,13 @@ class Feed:
         self._nvml = NvmlSamples(device) if device.type == "cuda" else None
 
     def run_block(self, step: Step, num_steps: int) -> None:
-        """Run the training step until `num_steps` of them count."""
+        """Run the training step until at least `num_steps` of them count."""
+        self._take_what_is_ready()
         # Loaders that start no processes of their own have none of the others' either.
         system = SystemMeter(num_workers=self.feeding.num_workers or 0)
         if self._nvml is not None:
             self._nvml.skip()
-        meter = self._run(step, num_steps, system)
+        meter = self._run(step, self._whole_rounds(num_steps), system)
         system.look()
         if self._nvml is not None:
             self._nvml.drain()
@@ -67,20 +75,25 @@ class Feed:
 
     def load_block(self) -> None:
         """Take batches and do nothing with them."""
+        self._take_what_is_ready()
         meter = WaitMeter(self._device, num_warmup=self.num_warmup)
-        for _ in meter.watch(islice(self.forever(), self.num_warmup + NUM_LOAD), loader=self.loader):
+        num_batches = self.num_warmup + self._whole_rounds(NUM_LOAD)
+        for _ in meter.watch(islice(self.forever(), num_batches), loader=self.loader):
             pass
         self._load.append(meter.result())
 
     def window(self, step: Step) -> None:
         """Run some more steps on a GPU, traced; they count for nothing else."""
+        num_steps = self._whole_rounds(WINDOW_STEPS)
+        traced = BusyWindow(self._device)
+        traced.prepare()  # workers read ahead meanwhile
+        self._take_what_is_ready()
         for images, labels in islice(self.forever(), self.num_warmup):
             step(images, labels)
-        traced = BusyWindow(self._device)
         traced.start()
-        for images, labels in islice(self.forever(), WINDOW_STEPS):
+        for images, labels in islice(self.forever(), num_steps):
             step(images, labels)
-        self._busy = traced.stop(WINDOW_STEPS)
+        self._busy = traced.stop(num_steps)
 
     def forever(self) -> Iterator[Any]:
         """Yield batches from where the iterator stands, epoch after epoch."""
@@ -91,8 +104,8 @@ class Feed:
 
     @property
     def timing(self) -> Timing:
-        """All blocks of steps as one."""
-        return joined(self._real)
+        """All blocks of steps as one; the edges of epochs apart, which here are those of a part of the images."""
+        return replace(joined(self._real), num_epochs=0, later_seconds=0.0, later_waits=0.0)
 
     @property
     def x_real(self) -> Rate | None:
@@ -115,6 +128,13 @@ class Feed:
             read_chars_per_second=statistics.fmean(self._read) if self._read else None,
             memory_bytes=self.memory_bytes,
         )  # fmt: skip
+
+    def _whole_rounds(self, num_steps: int) -> int:
+        return whole_rounds(num_steps, self.feeding.num_workers)
+
+    def _take_what_is_ready(self) -> None:
+        for _ in islice(self.forever(), self._read_ahead):
+            pass
 
     def _run(self, step: Step, num_steps: int, system: SystemMeter) -> WaitMeter:
         meter = WaitMeter(self._device, num_warmup=self.num_warmup)

@@ -146,11 +146,16 @@ def _augment(result: dict[str, Any]) -> str:
             if peer not in row:
                 shown.append("")
             elif peer == peers[0]:
-                shown.append(f"{row[peer]['ms']:,.0f}")
+                shown.append(_milliseconds(row[peer]["ms"]))
             else:
-                shown.append(f"{row[peer]['ms']:,.0f} ({row[peer]['fastload_is_times_faster']:.1f}x)")
+                shown.append(f"{_milliseconds(row[peer]['ms'])} ({row[peer]['fastload_is_times_faster']:.1f}x)")
         lines.append(f"| {pipeline} | {' | '.join(shown)} |")
     return "\n".join(lines)
+
+
+def _milliseconds(value: float) -> str:
+    """Return whole ones, and below ten two digits that count: a GPU takes less than one."""
+    return f"{value:,.0f}" if value >= 9.95 else f"{value:#.2g}"
 
 
 def _memory(result: dict[str, Any]) -> str:

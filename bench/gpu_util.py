@@ -8,7 +8,6 @@ is X_replay and the loader's own work on the device, one after the other.
 from __future__ import annotations
 
 import itertools
-import os
 import shlex
 import tempfile
 from dataclasses import dataclass, replace
@@ -21,20 +20,21 @@ from rich.console import Console
 from rich.progress import Progress
 
 import fastload
+from bench.cores import num_cores
 from bench.feeds import Feed, Step
-from bench.peers import beton_loader, fast_loader, find_pair, folder_loader, training_folder
+from bench.peers import beton_loader, check_enough, fast_loader, find_pair, folder_loader, training_folder
 from fastload.devices import parse_device
-from fastload.errors import ConfigError, SourceError, printable
+from fastload.errors import ConfigError, printable
 from fastload.gain import predicted_rate, resident_bytes
 from fastload.profiling.actions import MEASURED, Advice, advise
-from fastload.profiling.loops import make_loop
+from fastload.profiling.loops import IN_MEMORY, make_loop
 from fastload.profiling.report import Action, Loop, Report, ResidentGain, Run, Sample, described
 from fastload.profiling.samples import time_samples
 
 NUM_CACHED = 4
 NUM_BLOCKS = 3
 LOADERS = ("folder", "ffcv", "host", "mapped", "gpu", "auto")
-IN_MEMORY = ("host", "mapped", "gpu")
+RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "resnet_flowers.py"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,11 +88,7 @@ def measure(data: Path, options: Options) -> dict[str, Any]:
         tempfile.TemporaryDirectory() as scratch,
     ):
         # The first batch of an epoch never counts: an epoch of one batch has no step to measure.
-        if count < 2 * options.batch_size:
-            raise SourceError(
-                f"{printable(folder)} has {count} training images, less than two batches of {options.batch_size}; "
-                "use a smaller --batch-size, or more images."
-            )
+        check_enough(folder, count, options.batch_size, num_batches=2)
         step = _make_step(options, len(list(images.iterdir())), device)
         feeds = [
             _feed(kind, images, dataset, Path(scratch), store, options, device)
@@ -108,7 +104,9 @@ def _feed(
     """Return one way of feeding, what it needs converted first."""
     sizes: dict[str, Any] = {"size": options.size, "batch_size": options.batch_size}
     if kind == "folder":
-        loader = folder_loader(images, store=store, workers=options.workers, pin=device.type == "cuda", **sizes)
+        loader = folder_loader(
+            images, store=store, workers=options.workers, pin=device.type == "cuda", endless=True, **sizes
+        )
         return Feed(f"ImageFolder + DataLoader({options.workers})", loader, device)
     if kind == "ffcv":
         loader = beton_loader(images, scratch / "beton", store=store, workers=max(1, options.workers), device=device,
@@ -142,8 +140,7 @@ def _run(feeds: list[Feed], step: Step, options: Options, device: torch.device) 
     for feed in feeds:
         measured = feed.measured(replay.x_real, _sample(feed, options))
         loops.append(make_loop(feed.name, feed.timing, device.type, feed.feeding, measured, warmup=feed.num_warmup))
-    # Blocks follow each other without a break: none of their first steps is the first of an epoch.
-    return tuple(replace(loop, steps=replace(loop.steps, epoch_starts=0)) for loop in loops)
+    return tuple(loops)
 
 
 def _sample(feed: Feed, options: Options) -> Sample | None:
@@ -160,7 +157,8 @@ def _report(
     converted = feeds[0].feeding.in_memory
     actions = advise(Advice(
         loop=first, gain=gain, source=str(folder), converted=converted, store=store,
-        num_cores=len(os.sched_getaffinity(0)), num_workers=feeds[0].feeding.num_workers,
+        num_cores=num_cores(), num_workers=feeds[0].feeding.num_workers,
+        persistent_workers=feeds[0].feeding.persistent_workers, pinned=feeds[0].feeding.pinned,
         assume_gpu_rate=options.assume_gpu_rate,
     ))  # fmt: skip
     if data != folder:  # converted already
@@ -192,8 +190,11 @@ def _gain(loops: tuple[Loop, ...], feeds: list[Feed], count: int, store: int) ->
 def _with_dataset(action: Action, data: Path) -> Action:
     if action.command is None or not action.command.startswith("fastload convert"):
         return action
-    command = f"accelerate launch recipes/resnet_flowers.py {shlex.quote(printable(data))}"
-    return replace(action, text="The images are converted: train from them.", command=command)
+    command = None
+    if RECIPE.is_file():  # not where bench was installed without its checkout
+        recipe = RECIPE.relative_to(Path.cwd()) if RECIPE.is_relative_to(Path.cwd()) else RECIPE
+        command = f"accelerate launch {shlex.quote(printable(recipe))} {shlex.quote(printable(data))}"
+    return replace(action, text="The images are converted: train from them with fastload.Loader.", command=command)
 
 
 def _make_step(options: Options, num_classes: int, device: torch.device) -> Step:

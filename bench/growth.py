@@ -18,7 +18,7 @@ import fastload
 from bench.peers import transforms
 from fastload.errors import ConfigError
 from fastload.placement import Kind
-from fastload.profiling.report import command, environment, write_json
+from fastload.profiling.report import described
 from fastload.records import Record, Source
 
 SIDE = 32
@@ -49,7 +49,7 @@ def measure(thousands: tuple[int, ...], *, batch_size: int, rounds: int) -> dict
                 if turn > 0:
                     speeds[key].append(speed)
     return {
-        "schema": "fastload-bench-growth", "version": 1, "command": command(), **environment(),
+        "schema": "fastload-bench-growth", "version": 1, **described(),
         "data": {"name": "made", "images": [1000 * n for n in thousands], "stored": SIDE},
         "settings": {"batch_size": batch_size, "rounds": rounds, "seconds": SECONDS,
                      "transforms": "RandomCrop with padding 4, RandomHorizontalFlip, Normalize"},
@@ -94,8 +94,8 @@ def _speed(loader: fastload.Loader) -> float:
     return count / seconds
 
 
-def say(result: dict[str, Any], file: Path | None) -> None:
-    """Print the table; write the JSON where asked."""
+def say(result: dict[str, Any]) -> None:
+    """Print the table."""
     table = Table(title=f"images of {SIDE} px, batches of {result['settings']['batch_size']}")
     for name in ("images", *(f"{p}, images/s" for p in PLACEMENTS), "opened in, s"):
         table.add_column(name, justify="right")
@@ -103,6 +103,3 @@ def say(result: dict[str, Any], file: Path | None) -> None:
         speeds = (f"{row['images_per_second'][p]:,}" for p in PLACEMENTS)
         table.add_row(f"{row['images']:,}", *speeds, f"{row['open_seconds']:.3f}")
     Console().print(table)
-    if file is not None:
-        write_json(file, result)
-        print(f"wrote {file}")

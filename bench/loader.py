@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import statistics
 import tempfile
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,34 +15,40 @@ from rich.progress import Progress
 from rich.table import Table
 
 import fastload
+from bench.cores import num_cores, workers_to_try
 from bench.one_loader import children
-from bench.peers import Crop, training_folder
+from bench.peers import Crop, check_enough, training_folder
 from fastload.conversion_ffcv import convert_to_ffcv
 from fastload.errors import ConfigError, printable
 from fastload.formats.ffcv import Mode
-from fastload.profiling.report import command, environment, write_json
+from fastload.profiling.report import described
 
 BASELINE = "ImageFolder + DataLoader"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is measured: pixels stored and cropped to, images per batch, DataLoader's workers to choose from, rounds."""
+    """What is measured: pixels stored and cropped to, images per batch, DataLoader's workers to choose from, threads or
+    workers of each of the others, rounds.
+    """
 
     store: int = 128
     size: int = 112
     batch_size: int = 64
-    workers: tuple[int, ...] = (1, 2, 4)
-    threads: int = 2
+    workers: tuple[int, ...] = field(default_factory=workers_to_try)
+    threads: int = field(default_factory=num_cores)
     rounds: int = 5
     crop: Crop = "plain"
     max_images: int = 1 << 62
 
     def __post_init__(self) -> None:
-        if self.rounds < 1 or self.threads < 1 or not self.workers or not 1 <= self.size <= self.store:
+        for name in ("batch_size", "threads", "rounds", "max_images"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: at least 1 is needed.")
+        if not self.workers or min(self.workers) < 0 or not 1 <= self.size <= self.store:
             raise ConfigError(
-                f"rounds={self.rounds}, threads={self.threads}, workers={self.workers}, size={self.size}, "
-                f"store={self.store}: at least 1 round, thread and number of workers, and crops of 1 to store pixels."
+                f"workers={self.workers}, size={self.size}, store={self.store}: 0 or more workers, and crops of 1 to "
+                "store pixels are needed."
             )
         if self.crop not in get_args(Crop):
             raise ConfigError(f"crop={printable(self.crop)!r}: not one of {', '.join(get_args(Crop))}.")
@@ -51,11 +58,10 @@ class Options:
 
 def measure(folder: Path, options: Options) -> dict[str, Any]:
     """Run epochs of every loader in turn and return the result, ready for JSON."""
-    with (
-        training_folder(folder, options.max_images) as (images, count),
-        tempfile.TemporaryDirectory() as scratch,
-        children(_recipes(images, Path(scratch), options)) as loaders,
-    ):
+    with training_folder(folder, options.max_images) as (images, count), ExitStack() as stack:
+        check_enough(folder, count, options.batch_size)
+        scratch = stack.enter_context(tempfile.TemporaryDirectory())
+        loaders = stack.enter_context(children(_recipes(images, Path(scratch), options)))
         speeds: dict[str, list[float]] = {name: [] for name in loaders}
         with Progress(console=Console(stderr=True), transient=True) as bar:
             for _ in bar.track(range(options.rounds), description="epochs of each loader"):
@@ -63,7 +69,8 @@ def measure(folder: Path, options: Options) -> dict[str, Any]:
                     epoch = child.epoch()
                     speeds[name].append(epoch["images"] / epoch["seconds"])
         first_batch = {name: child.first_batch_seconds for name, child in loaders.items()}
-    return _result(folder, count, options, speeds, first_batch)
+        threads = {name: child.threads for name, child in loaders.items() if name.startswith("fastload")}
+    return {**_result(folder, count, options, speeds, first_batch), "threads_of_fastload": threads}
 
 
 def _recipes(images: Path, scratch: Path, options: Options) -> dict[str, dict[str, Any]]:
@@ -90,7 +97,8 @@ def _recipes(images: Path, scratch: Path, options: Options) -> dict[str, dict[st
         recipes[f"ffcv Loader({threads}), {kind}"] = {
             "maker": "ffcv_loader", "beton": beton, "workers": threads, **peer
         }  # fmt: skip
-    fast = {"maker": "fast_loader", "workers": threads, **sizes}
+    # Where no workers read, the batch is spread over threads.
+    fast = {"maker": "fast_loader", "workers": threads, "threads": threads, **sizes}
     for placement in ("host", "mapped"):
         recipes[f"fastload, {placement}"] = {**fast, "dataset": dataset, "placement": placement}
     recipes[f"fastload, folder({threads}) of stored pixels"] = {**fast, "dataset": dataset, "placement": "folder"}
@@ -117,7 +125,7 @@ def _result(
     baseline = medians[best]
     crop = {"plain": "RandomCrop", "resized": "RandomResizedCrop", "padded": "RandomCrop with padding 4"}[options.crop]
     return {
-        "schema": "fastload-bench-loader", "version": 2, "command": command(), **environment(),
+        "schema": "fastload-bench-loader", "version": 2, **described(),
         "data": {"name": folder.resolve().name, "images": count, "stored": options.store},
         "settings": {
             "size": options.size, "batch_size": options.batch_size, "workers": list(options.workers),
@@ -133,8 +141,8 @@ def _result(
     }  # fmt: skip
 
 
-def say(result: dict[str, Any], file: Path | None) -> None:
-    """Print the table; write the JSON where asked."""
+def say(result: dict[str, Any]) -> None:
+    """Print the table."""
     s, data = result["settings"], result["data"]
     table = Table(title=f"{data['images']:,} images, {data['stored']} -> {s['size']} px, batches of {s['batch_size']}, "
                   f"{result['machine']['cores']} cores; {s['transforms']}")  # fmt: skip
@@ -146,6 +154,3 @@ def say(result: dict[str, Any], file: Path | None) -> None:
         ratio, first = result["ratio_to_baseline"][name], result["first_batch_seconds"][name]
         table.add_row(name, f"{speed:,}", f"{ratio:.1f}", f"{first:.2f}")
     Console().print(table)
-    if file is not None:
-        write_json(file, result)
-        print(f"wrote {file}")

@@ -13,18 +13,22 @@ from rich.table import Table
 
 import fastload
 from bench.one_loader import children
-from bench.peers import training_folder
+from bench.peers import check_enough, training_folder
 from fastload.errors import ConfigError
-from fastload.profiling.report import command, environment, write_json
+from fastload.profiling.report import described
 
 MIB = 2**20
 
 
 def measure(folder: Path, *, store: int, size: int, batch_size: int, epochs: int) -> dict[str, Any]:
     """Run epochs in processes of their own and return the result, ready for JSON."""
-    if epochs < 10 or not 1 <= size <= store:
-        raise ConfigError(f"epochs={epochs}, size={size}, store={store}: at least 10, and crops of 1 to store pixels.")
+    if epochs < 10 or batch_size < 1 or not 1 <= size <= store:
+        raise ConfigError(
+            f"epochs={epochs}, batch_size={batch_size}, size={size}, store={store}: at least 10 epochs, batches of 1 "
+            "image, and crops of 1 to store pixels are needed."
+        )
     with training_folder(folder, 1 << 62) as (images, count), tempfile.TemporaryDirectory() as scratch:
+        check_enough(folder, count, batch_size)
         dataset = fastload.convert(images, Path(scratch) / "bench.fastload", size=store, progress=True)
         num_bytes = fastload.open_dataset(str(dataset)).num_bytes
         # As stored and as handed out.
@@ -49,7 +53,7 @@ def measure(folder: Path, *, store: int, size: int, batch_size: int, epochs: int
                     "peaks_mib": [round(p / MIB, 1) for p in peaks],
                 }  # fmt: skip
     return {
-        "schema": "fastload-bench-memory", "version": 1, "command": command(), **environment(),
+        "schema": "fastload-bench-memory", "version": 1, **described(),
         "data": {
             "name": folder.resolve().name, "images": count, "stored": store, "mib": round(num_bytes / MIB, 1),
             "batch_mib": round(batch_bytes / MIB, 2),
@@ -59,8 +63,8 @@ def measure(folder: Path, *, store: int, size: int, batch_size: int, epochs: int
     }  # fmt: skip
 
 
-def say(result: dict[str, Any], file: Path | None) -> None:
-    """Print the table; write the JSON where asked."""
+def say(result: dict[str, Any]) -> None:
+    """Print the table."""
     data, s = result["data"], result["settings"]
     table = Table(title=f"{data['images']:,} images, {data['mib']:,.0f} MiB; a batch, as stored and as handed out, "
                   f"{data['batch_mib']:.1f} MiB; {s['epochs']} epochs")  # fmt: skip
@@ -71,6 +75,3 @@ def say(result: dict[str, Any], file: Path | None) -> None:
     Console().print(table)
     once = max(row["once_mib"] for row in result["placements"].values())
     print(f"Before that, once in a process, for torch's kernels and compiled code: {once:,.0f} MiB.")
-    if file is not None:
-        write_json(file, result)
-        print(f"wrote {file}")

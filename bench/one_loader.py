@@ -18,6 +18,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fastload.augment import compiling
 from fastload.errors import ConfigError
 from fastload.memory import resident_bytes
@@ -28,12 +30,13 @@ class Child:
 
     Args:
         recipe: `maker`, the name of a function of bench/peers.py, and its arguments; fit for JSON. With `settled`
-            the process has compiled what it compiles once before the loader is made.
+            the process has compiled what it compiles once before the loader is made; `threads` is how many torch uses.
 
     Attributes, once it has begun:
         first_batch_seconds: from the call of the maker to the first batch, imports apart.
         private_bytes: of the process before the loader was made.
         once_bytes: what torch and Numba took before that, once in a process: threads, kernels, compiled code.
+        threads: that torch spreads a batch over.
     """
 
     def __init__(self, recipe: dict[str, Any]) -> None:
@@ -43,12 +46,17 @@ class Child:
             stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1],
         )  # fmt: skip
 
+    def wait(self) -> None:
+        """Wait until it has imported what it needs."""
+        self._answer()
+
     def begin(self) -> None:
-        """Make the loader, and take its first batch."""
+        """Make the loader, take its first batch, and run the epoch to its end: nobody else is measured meanwhile."""
         answer = self._ask("begin")
         self.first_batch_seconds = float(answer["first_batch_seconds"])
         self.private_bytes = int(answer["private_bytes"])
         self.once_bytes = int(answer["once_bytes"])
+        self.threads = int(answer["threads"])
 
     def epoch(self) -> dict[str, float]:
         """Run an epoch; return `images`, `seconds` and `private_bytes` (the most after any batch)."""
@@ -65,12 +73,15 @@ class Child:
 
     def _ask(self, word: str) -> dict[str, float]:
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         try:
             self._process.stdin.write(f"{word}\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             pass  # it has ended, which is told below
+        return self._answer()
+
+    def _answer(self) -> dict[str, float]:
+        assert self._process.stdout is not None
         for line in self._process.stdout:
             if line.startswith("{"):  # peers print, too
                 answer: dict[str, float] = json.loads(line)
@@ -85,6 +96,8 @@ def children(recipes: dict[str, dict[str, Any]]) -> Iterator[dict[str, Child]]:
     try:
         for name, recipe in recipes.items():
             made[name] = Child(recipe)  # all import at the same time
+        for child in made.values():
+            child.wait()
         for child in made.values():
             child.begin()  # and begin one after the other
         yield made
@@ -108,9 +121,12 @@ def main() -> None:
 
     recipe = json.loads(sys.argv[1])
     settled = recipe.pop("settled", False)
+    if "threads" in recipe:
+        torch.set_num_threads(recipe.pop("threads"))
     make = getattr(peers, recipe.pop("maker"))
     arguments = {k: Path(v) if k in ("folder", "dataset", "beton") else v for k, v in recipe.items()}
     peers.warm_up(make.__name__)
+    print(json.dumps({"ready": 1}), flush=True)
     sys.stdin.readline()
     bare = resident_bytes()
     if recipe.get("placement") in ("host", "mapped"):
@@ -125,10 +141,11 @@ def main() -> None:
     batches = iter(loader)
     next(batches)
     seconds = time.perf_counter() - begin
-    told = {"first_batch_seconds": seconds, "private_bytes": before, "once_bytes": before - bare}
-    print(json.dumps(told), flush=True)
     for _ in batches:
-        pass  # to its end: ffcv keeps the thread of an epoch that is left
+        pass  # to its end: ffcv keeps the thread of an epoch that is left, and the next loader wants these cores
+    told = {"first_batch_seconds": seconds, "private_bytes": before, "once_bytes": before - bare,
+            "threads": torch.get_num_threads()}  # fmt: skip
+    print(json.dumps(told), flush=True)
     for _ in sys.stdin:
         count, peak, begin = 0, 0, time.perf_counter()
         for number, (images, _) in enumerate(loader):

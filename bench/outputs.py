@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from fastload.errors import ConfigError, printable
-from fastload.files import write_text
+from fastload.files import write_text, writing
 
 if TYPE_CHECKING:
     from fastload.profiling.compare import Comparison
@@ -39,25 +39,33 @@ class Outputs:
             need_matplotlib()
 
     def write(self, report: dict[str, Any], console: Console, comparison: Comparison | None = None) -> None:
-        """Write the files, and say so.
+        """Write the files, and say so once they are all there.
 
         Raises:
             ConfigError: one cannot be written.
+            OSError: nobody reads the console; the files are written.
         """
         from fastload.profiling.page import page
         from fastload.profiling.plots import write_png
         from fastload.profiling.report import shortened, write_json
 
-        report = shortened(report)
-        for file in filter(None, (self.json, self.html, self.png)):
-            try:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                if file is self.json:
-                    write_json(file, report)
-                elif file is self.html:
-                    write_text(file, page(report, comparison))
-                else:
-                    write_png(report, file)
-            except OSError as e:
-                raise ConfigError(f"{printable(file)} cannot be written ({e.strerror}); give another file.") from None
-            console.print(f"wrote {printable(file)}", markup=False, highlight=False, soft_wrap=True)
+        report, written = shortened(report), []
+        try:
+            for file in filter(None, (self.json, self.html, self.png)):
+                with writing(file):
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    if file is self.json:
+                        write_json(file, report)
+                    elif file is self.html:
+                        write_text(file, page(report, comparison))
+                    else:
+                        write_png(report, file)
+                written.append(file)
+        finally:
+            for file in written:
+                say_written(file, console)
+
+
+def say_written(file: Path, console: Console) -> None:
+    """Say that a file was written."""
+    console.print(f"wrote {printable(file)}", markup=False, highlight=False, soft_wrap=True)

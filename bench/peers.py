@@ -16,12 +16,13 @@ from torchvision.datasets import ImageFolder
 
 import fastload
 from fastload.conversion_ffcv import convert_to_ffcv
-from fastload.errors import ConfigError, DatasetError, SourceError, printable
-from fastload.records import Record, Source
+from fastload.errors import ConfigError, DatasetError, DecodeError, SourceError, printable
+from fastload.records import UNLABELLED, Record, Source
 from fastload.sources import detect
 
 Crop = Literal["plain", "resized", "padded"]
 PADDING = 4
+ENDLESS = 1 << 62  # samples
 _CROPS: dict[str, Any] = {
     "plain": T.RandomCrop, "resized": T.RandomResizedCrop, "padded": lambda size: T.RandomCrop(size, padding=PADDING),
 }  # fmt: skip
@@ -37,16 +38,20 @@ def transforms(size: int, crop: Crop = "plain") -> T.Compose:
 
 
 def folder_loader(
-    folder: Path, *, store: int, size: int, batch_size: int, workers: int, crop: Crop = "plain", pin: bool = False
-) -> Any:
+    folder: Path, *, store: int, size: int, batch_size: int, workers: int, crop: Crop = "plain", pin: bool = False,
+    endless: bool = False,
+) -> Any:  # fmt: skip
     """Return the usual loader: ImageFolder, torchvision's transforms, DataLoader.
 
     Images come from their files, so they are first brought to `store` pixels, which conversion does once.
-    `pin` is for batches that a GPU will copy: a thread more, and a CUDA context in the loader's process.
+    `pin` is for batches that a GPU will copy: a thread more, and a CUDA context in the loader's process. An `endless`
+    one begins the next epoch without a break: it is to stand for a longer one.
     """
     steps = [T.Resize((store, store)), *transforms(size, crop).transforms]
+    images = ImageFolder(str(folder), transform=T.Compose(steps))
+    order = torch.utils.data.RandomSampler(images, num_samples=ENDLESS if endless else None)
     return torch.utils.data.DataLoader(
-        ImageFolder(str(folder), transform=T.Compose(steps)), batch_size, shuffle=True, drop_last=True,
+        images, batch_size, sampler=order, drop_last=True,
         num_workers=workers, persistent_workers=workers > 0, pin_memory=pin,
     )  # fmt: skip
 
@@ -153,9 +158,18 @@ def training_folder(folder: Path, max_images: int) -> Iterator[tuple[Path, int]]
     """Yield (class folders of links to at most `max_images` training images, how many).
 
     Every n-th image, so that every class keeps its share, in an order that the file system does not decide.
+
+    Raises:
+        SourceError: it has no training images with a label, or none that are files of their own.
+        DecodeError: what reads the links raised it; names the file that is linked to.
     """
     source = detect(folder)
-    train = [r for r in source.records if r.split == "train"]
+    if source.reader is not None:
+        raise SourceError(
+            f"{printable(folder)} holds its samples in the layout {source.layout}, and the loaders beside fastload's "
+            "read image files; pass a folder of class folders."
+        )
+    train = [r for r in source.records if r.split == "train" and r.label != UNLABELLED]
     if not train:
         raise SourceError(f"{printable(folder)} has no training images; add a folder train/ with class folders.")
     every = max(1, -(-len(train) // max_images))
@@ -164,12 +178,33 @@ def training_folder(folder: Path, max_images: int) -> Iterator[tuple[Path, int]]
         chosen = train[::every]
         for number, record in enumerate(chosen):
             _link(source, record, root, number)
-        yield root, len(chosen)
+        try:
+            yield root, len(chosen)
+        except DecodeError as e:
+            link = Path(e.path).stem
+            raise (DecodeError(chosen[int(link)].path, e.reason) if link.isdecimal() else e) from None
+
+
+def check_enough(folder: Path, count: int, batch_size: int, *, num_batches: Literal[1, 2] = 1) -> None:
+    """Refuse fewer images than so many batches have.
+
+    Raises:
+        SourceError: it names both.
+    """
+    if count < num_batches * batch_size:
+        batches = ("one batch", "two batches")[num_batches - 1]
+        raise SourceError(
+            f"{printable(folder)} has {count:,} training images, less than {batches} of {batch_size:,}; use "
+            "a smaller --batch-size, or more images."
+        )
 
 
 def _link(source: Source, record: Record, root: Path, number: int) -> None:
     # Numbered names: two images of one class may have the same name in different folders.
-    target = root / f"{record.label:05d}" / f"{number:08d}{Path(record.path).suffix}"
+    ending = Path(record.path).suffix
+    # ImageFolder and timm list files by their endings; all read them by their content.
+    ending = ending if ending.lower() in (".jpg", ".jpeg", ".png") else ".jpg"
+    target = root / f"{record.label:05d}" / f"{number:08d}{ending}"
     target.parent.mkdir(parents=True, exist_ok=True)
     file = Path(str(source.root), record.path).absolute()
     try:

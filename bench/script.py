@@ -12,10 +12,9 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from rich.console import Console
 
 from bench.outputs import Outputs
 from fastload.errors import ConfigError, printable
@@ -50,20 +49,20 @@ def watch_and_say(words: Sequence[str], **files: Path | None) -> int:
     outputs = Outputs(**files)
     outputs.check()
     report, code, failures = watch(words)
-    console = Console(stderr=True)
-    for failure in failures:
-        console.print(f"Mind: the watching had trouble: {failure}", markup=False, highlight=False, soft_wrap=True)
-    if report is None:
-        return code
-    from fastload.profiling.terminal import say
+    from fastload.profiling.terminal import Terminal, say
 
-    content = report.as_dict()
-    say(content, console)
-    try:
-        outputs.write(content, console)
-    except ConfigError as e:
-        console.print(f"ConfigError: {e}", markup=False, highlight=False, soft_wrap=True)
-        return code or 2  # what the script said comes first
+    console, wrong = Terminal(stderr=True), [f"Mind: the watching had trouble: {failure}" for failure in failures]
+    with suppress(OSError):  # nobody reads standard error any more: the exit code is still the script's
+        try:
+            if report is not None:
+                outputs.write(report.as_dict(), console)
+        except ConfigError as e:
+            wrong.append(f"ConfigError: {e}")
+            code = code or 2  # what the script said comes first
+        for sentence in wrong:
+            console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+        if report is not None:
+            say(report.as_dict(), console)
     return code
 
 

@@ -27,7 +27,7 @@ import fastload
 from bench.peers import MEAN, STD
 from fastload.devices import parse_device, set_switches
 from fastload.errors import ConfigError, printable
-from fastload.profiling.report import command, environment, write_json
+from fastload.profiling.report import described
 
 SCHEMA = "fastload-bench-training"
 
@@ -98,7 +98,7 @@ def measure(folder: Path, options: Options) -> dict[str, Any]:
                 seconds = runs[name][-1]["seconds"]
                 console.print(f"seed {seed}, {name}: {accuracy:.2%} in {seconds:.0f} s", highlight=False)
     return {
-        "schema": SCHEMA, "version": 1, "command": command(), **environment(),
+        "schema": SCHEMA, "version": 1, **described(),
         "data": {"name": folder.name, "train": len(files["train"]), "valid": len(files["valid"])},
         "settings": asdict(options), "convert_seconds": round(convert_seconds, 1), "runs": runs,
         "accuracy": {name: _spread(rows) for name, rows in runs.items()},
@@ -109,8 +109,8 @@ def measure(folder: Path, options: Options) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def say(result: dict[str, Any], json: Path | None) -> None:
-    """Print the result, and write it."""
+def say(result: dict[str, Any]) -> None:
+    """Print the result."""
     console = Console(soft_wrap=True)
     for name, spread in result["accuracy"].items():
         console.print(
@@ -121,9 +121,6 @@ def say(result: dict[str, Any], json: Path | None) -> None:
         f"the recipe took {1 / result['times_faster']:.0%} of the usual loop's time, and once "
         f"{result['convert_seconds']:.0f} s to convert", highlight=False,
     )  # fmt: skip
-    if json is not None:
-        write_json(json, result)
-        console.print(f"wrote {printable(json)}", highlight=False)
 
 
 def _converted(folder: Path, out: Path, size: int) -> Path:

@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +29,7 @@ import fastload
 from bench.truth_cases import CASES, Case, evidence_cases
 from fastload.errors import ConfigError
 from fastload.profiling.causes import find_cause
-from fastload.profiling.report import command, environment, rounded, write_json
+from fastload.profiling.report import described, rounded
 from fastload.profiling.timing import Timing, WaitMeter
 
 RATIOS = (0.2, 0.5, 0.8, 1.0, 1.25, 2.0, 5.0)
@@ -276,7 +275,7 @@ def measure(*, step_ms: float, num_steps: int, only: str | None = None) -> dict[
     if step_ms <= 0 or num_steps < 1 or only not in (None, "grid", "cases", "cost"):
         raise ConfigError(f"step_ms={step_ms}, num_steps={num_steps}, only={only!r}: more than 0, at least 1 step, and "
                           "grid, cases or cost.")  # fmt: skip
-    result: dict[str, Any] = {"schema": "fastload-bench-truth", "version": 1, "command": command(), **environment(),
+    result: dict[str, Any] = {"schema": "fastload-bench-truth", "version": 1, **described(),
                               "data": {"name": "loaders and steps of known length"},
                               "settings": {"step_ms": step_ms, "steps": num_steps, "tolerance": TOLERANCE}}  # fmt: skip
     with Progress(console=Console(stderr=True), transient=True) as bar:
@@ -307,8 +306,8 @@ def _told(name: str, word: str, seen: Any) -> dict[str, Any]:
             "wait_share": seen.wait_share, "evidence": list(cause.evidence) if cause else []}  # fmt: skip
 
 
-def say(result: dict[str, Any], file: Path | None) -> None:
-    """Print the tables; write the JSON where asked."""
+def say(result: dict[str, Any]) -> None:
+    """Print the tables."""
     console = Console(soft_wrap=True, highlight=False)
     yes: Callable[[bool], str] = lambda right: "yes" if right else "NO"  # noqa: E731
     if "grid" in result:
@@ -331,6 +330,3 @@ def say(result: dict[str, Any], file: Path | None) -> None:
             f"Watching adds {cost['added_us']:.0f} us to a step of {cost['step_us']:,.0f} us ({cost['share']:.2%}); to "
             f"an empty one {cost['empty_added_us']:.1f} us."
         )
-    if file is not None:
-        write_json(file, result)
-        print(f"wrote {file}")

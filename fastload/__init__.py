@@ -5,7 +5,7 @@ open_dataset    one split of it
 Loader          batches from the fastest memory that fits, in exact shares per rank
 Augment         a torchvision Compose for whole batches, every image with its own draw
 profile         where the time of a training loop goes
-Trainer, TrainConfig    a training loop on Accelerate
+Trainer, TrainConfig, Phase    a training loop on Accelerate
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ _PUBLIC = {
     "Augment": "fastload.augment",
     "FastloadError": "fastload.errors",
     "Loader": "fastload.loader",
+    "Phase": "fastload.phases",
     "Profile": "fastload.profiler",
     "TrainConfig": "fastload.config",
     "Trainer": "fastload.train",
@@ -29,8 +30,8 @@ _PUBLIC = {
 }
 
 __all__ = [  # noqa: RUF022 - in the order in which one meets them
-    "convert", "open_dataset", "Loader", "Augment", "profile", "Profile", "Trainer", "TrainConfig", "FastloadError",
-    "__version__",
+    "convert", "open_dataset", "Loader", "Augment", "profile", "Profile", "Trainer", "TrainConfig", "Phase",
+    "FastloadError", "__version__",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from fastload.errors import FastloadError
     from fastload.formats import open_dataset
     from fastload.loader import Loader
+    from fastload.phases import Phase
     from fastload.profiler import Profile, profile
     from fastload.train import Trainer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fastload.errors import CheckpointError, printable
-from fastload.files import sync, write_text
+from fastload.files import Draft, sync, write_text
 
 _HEAD_TENSORS = 4  # weights and biases of two layers
 Convert = Callable[[dict[str, torch.Tensor], torch.nn.Module], dict[str, torch.Tensor]]
@@ -50,23 +51,28 @@ def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor], metadata: dic
     """
     # Cloned: safetensors refuses tensors that share memory, and tied weights do.
     state = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
-    temporary = file.with_name(f".{file.name}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-        mode = temporary.stat().st_mode  # safetensors writes for the owner alone
+        draft = Draft(file)
+    except OSError as e:
+        raise _unwritten(file, e) from e
+    # Not into the draft: safetensors makes a file of its own. The draft keeps others away from it.
+    temporary = file.with_name(f".{file.name}.new")
+    try:
         save_file(state, temporary, metadata)
-        temporary.chmod(mode)
+        temporary.chmod(os.fstat(draft.descriptor).st_mode)  # safetensors writes for the owner alone
         sync(temporary)
         temporary.replace(file)
     except (OSError, SafetensorError) as e:
-        with suppress(OSError):
-            temporary.unlink()
         raise _unwritten(file, e) from e
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        draft.discard()
 
 
 def _unwritten(file: Path, e: Exception) -> CheckpointError:
-    return CheckpointError(f"{printable(file)} cannot be written ({printable(e)}); make room or pass --output.")
+    return CheckpointError(f"{printable(file)} cannot be written ({printable(e)}); make room or pass another path.")
 
 
 def load_weights(file: str | Path) -> dict[str, torch.Tensor]:

@@ -170,18 +170,17 @@ def verify(
 
     Names every shard that was changed, cut, lost or swapped, and ends with exit code 1 if there is one.
     """
-    from fastload.formats.ffcv import check_beton, find_beton_damage
+    from fastload.formats.ffcv import betons_at, find_beton_damage
     from fastload.formats.manifest import read_manifest
     from fastload.formats.resident import find_damage
     from fastload.places import as_place
     from fastload.storing import byte_bar
 
     place = as_place(dataset)
-    betons: list[Path] = []
-    if isinstance(place, Path):
-        betons = [place] if place.suffix == ".beton" else sorted(place.glob("*.beton"))
+    betons = betons_at(place) if isinstance(place, Path) else []
     if betons:
-        total, num_files = sum(check_beton(file).num_bytes for file in betons), len(betons)
+        # Of what is left of them: one that is cut or lost is named below, with all others.
+        total, num_files = sum(file.stat().st_size for file in betons if file.is_file()), len(betons)
         checks = [functools.partial(find_beton_damage, file) for file in betons]
     else:
         manifest = read_manifest(place)
@@ -219,13 +218,17 @@ def show(
     from fastload.augment import Augment
     from fastload.augment.written import read_written
     from fastload.formats import open_dataset
+    from fastload.records import check_seed
     from fastload.sheet import contact_sheet
 
+    check_seed(seed)
     if dataset.lower().endswith(".beton"):
         raise ConfigError(f"{printable(dataset)}: images of a .beton have their own sizes; show wants a NAME.fastload.")
     opened = open_dataset(dataset, split)
     if opened.is_table:
         raise ConfigError(f"{printable(dataset)} is a table, which has no pictures; see it with: fastload info")
+    if not len(opened):
+        raise ConfigError(f"{printable(dataset)}: {opened.split} is empty, as bad.csv says; pass another --split.")
     ids = torch.randperm(len(opened), generator=torch.Generator().manual_seed(seed))[:9]
     images = torch.stack([opened[int(i)][0] for i in ids])
     if augment is not None:

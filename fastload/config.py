@@ -23,6 +23,7 @@ _CHOICES = {
     "mixed_precision": Precision,
 }
 _COUNTS = ("epochs", "step_epochs", "accumulate", "patience", "max_steps", "save_every_steps")
+_MAX_SEED = 2**32 - 1  # of NumPy's generator
 _ABOVE_ZERO = ("lr", "gamma", "clip_grad_norm")
 # Name -> the limit that its number stays below.
 _FROM_ZERO = {"weight_decay": math.inf, "warmup_epochs": math.inf, "momentum": 1, "label_smoothing": 1, "ema": 1}
@@ -117,5 +118,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value not in get_args(choice) and not (name == "mixed_precision" and value is None):
                 raise ConfigError(f"{name}={printable(repr(value))}: not one of {', '.join(get_args(choice))}.")
+        if not 0 <= self.seed <= _MAX_SEED:
+            raise ConfigError(f"seed={self.seed}: a whole number from 0 to {_MAX_SEED:,} is needed.")
         if self.label_smoothing and self.loss != "cross_entropy":
             raise ConfigError(f"label_smoothing={self.label_smoothing:g}: only loss=cross_entropy takes it.")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,9 +16,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fastload import __version__
 from fastload.decode import MAX_PIXELS, Fit
 from fastload.errors import ConfigError, DatasetError, SourceError, printable
-from fastload.files import write_text, write_whole
+from fastload.files import write_table, write_text, write_whole
 from fastload.filling import Filler, convert_shards, finished_shards, num_writers
-from fastload.formats.manifest import BAD_NAME, MANIFEST_NAME, SAMPLES_NAME, Field, Manifest, Shard
+from fastload.formats.manifest import BAD_NAME, MANIFEST_NAME, SAMPLES_HEAD, SAMPLES_NAME, Field, Manifest, Shard
 from fastload.formats.resident import read_shard_metadata, sha256_of
 from fastload.formats.shardfile import unwritten
 from fastload.output import Output
@@ -29,7 +26,7 @@ from fastload.places import Place, as_place, exists, files_in, num_bytes_of
 from fastload.plan import PLAN_NAME, SHARD_BYTES, Plan, PlannedShard, Settings, is_plan_of, read_plan
 from fastload.pool import open_pool
 from fastload.records import Record, Source
-from fastload.sources import cut_splits, detect, is_packed_table, read_table
+from fastload.sources import cut_splits, detect, is_packed_table, library_name, read_table
 from fastload.urls import Url
 
 OnBad = Literal["stop", "skip"]
@@ -108,6 +105,8 @@ def convert(
         _refuse_other_plan(folder, plan)
         if task is not None:
             _write_plan(plan, folder / PLAN_NAME)
+        if progress:
+            filler.say_what_stands()
         total = sum(len(plan.shards[n].records) for n in numbers)
         with progress_bar("convert", total, progress) as advance:
             digests = convert_shards(filler, pool, advance)
@@ -142,7 +141,14 @@ def merge(out: str | Place, *, progress: bool = False) -> Place:
         DatasetError: no tasks have run, one is running or missing, or `out` exists.
         SourceError: every image was bad.
     """
-    output = free_output(str(out).removesuffix(".partial"))
+    place = as_place(out)
+    if isinstance(place, Path) and place.suffix == ".partial":  # named as it lies there
+        place = place.with_suffix("")
+    output = Output(place, MANIFEST_NAME)
+    is_rewritten = isinstance(place, Path) and exists(output.folder, DatasetError)
+    if not is_rewritten and exists(output.path / MANIFEST_NAME, DatasetError):
+        raise DatasetError(f"{printable(output.path)} exists and is whole; there is nothing to merge.")
+    output.refuse_existing()
     if not exists(output.folder, DatasetError) or not output.folder.is_dir():
         raise DatasetError(
             f"{printable(output.folder)}: no such folder; run `fastload convert ... {printable(output.path)} "
@@ -256,10 +262,12 @@ def close(output: Output, manifest: Manifest, samples: Iterable[tuple[object, ..
     folder = output.folder
     file = folder / SAMPLES_NAME
     try:
-        write_table(file, ("split", "shard", "row", "label", "path"), samples)
+        write_table(file, SAMPLES_HEAD, samples)
         if manifest.skipped:
             file = folder / BAD_NAME
             write_table(file, ("path", "reason"), ((s["path"], s["reason"]) for s in manifest.skipped))
+        else:  # of an earlier try
+            (folder / BAD_NAME).unlink(missing_ok=True)
         file = folder / MANIFEST_NAME
         write_text(file, manifest.to_json())
         file = folder / PLAN_NAME  # not before: without it, and without a manifest, `merge` could not go on
@@ -293,10 +301,15 @@ def _manifest(
 def default_output(source: str | Place | Source) -> Path:
     """Return SOURCE.fastload beside the source, whatever way it was written (`food11/`, `.`, `../x`).
 
+    Of `torchvision:CIFAR10` or `hf:org/CIFAR10` it is `cifar10.fastload`, in the working folder.
+
     Raises:
         ConfigError: the source is no path.
         SourceError: it cannot be looked at.
     """
+    name = library_name(source) if isinstance(source, str | Source) else None
+    if name is not None and name not in ("", ".", ".."):
+        return Path(f"{name.lower()}.fastload")
     path = source.root if isinstance(source, Source) else as_place(source)
     if isinstance(path, Url) or (not exists(path, SourceError) and ":" in str(path)):
         raise ConfigError(f"{printable(path)} is no path; name the dataset to write as well, e.g. data.fastload.")
@@ -330,34 +343,6 @@ def _other_plan(folder: Place) -> DatasetError:
         f"{printable(folder)} holds an unfinished conversion with another source or other options; "
         "finish it with its own command, or delete it."
     )
-
-
-def write_table(file: Place, head: Sequence[str], rows: Iterable[tuple[object, ...]]) -> None:
-    """Write a table as CSV, whole or not at all; OSError where it cannot be written."""
-
-    def lines() -> Iterator[bytes]:
-        text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n")
-        for row in itertools.chain([head], rows):
-            # Python before 3.13 quotes no carriage return, unless it is in what ends a line.
-            if any("\r" in cell for cell in row if isinstance(cell, str)):
-                quoted = io.StringIO(newline="")
-                csv.writer(quoted).writerow(row)
-                text.write(quoted.getvalue().removesuffix("\r\n") + "\n")
-            else:
-                table.writerow(row)
-            if text.tell() >= 1 << 20:
-                yield _taken(text)
-        yield _taken(text)
-
-    write_whole(file, lines())
-
-
-def _taken(text: io.StringIO) -> bytes:
-    data = text.getvalue().encode("utf-8", "surrogateescape")
-    text.seek(0)
-    text.truncate()
-    return data
 
 
 @contextmanager

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from fastload import __version__
-from fastload.conversion import OnBad, checked_workers, listed, progress_bar, write_table
+from fastload.conversion import OnBad, checked_workers, listed, progress_bar
 from fastload.decode import MAX_PIXELS, decode_whole
 from fastload.errors import ConfigError, DatasetError, DecodeError, SourceError, printable
-from fastload.filling import reason_to_skip
-from fastload.formats.ffcv import Mode, write_beton
+from fastload.files import draft_path, write_table
+from fastload.filling import changed_since, reason_to_skip
+from fastload.formats.ffcv import Mode, is_about_beton, write_beton
 from fastload.formats.manifest import BAD_NAME
 from fastload.formats.shardfile import unwritten
+from fastload.output import alone_in
 from fastload.places import Place, as_place, exists
 from fastload.records import SPLITS, Record, Source
 from fastload.urls import Url
@@ -64,15 +68,9 @@ def convert_to_ffcv(
     found = listed(source, split, seed)
     if found.num_channels != 3:
         raise ConfigError(f"{printable(found.name)} holds grey images, which ffcv cannot store; use --format resident.")
-    _make(out)
-    todo = {name: [r for r in found.records if r.split == name] for name in found.counts()}
-    whole = [split for split in SPLITS if exists(out / f"{split}.json", DatasetError)]
-    if todo.keys() <= set(whole):
-        raise DatasetError(f"{printable(out)} exists; pass another output path, or delete it first.")
     digest = _digest(found, mode, quality, max_resolution, max_pixels)
-    _refuse_other([out / f"{split}.json" for split in whole], digest, on_bad)
-    todo = {name: records for name, records in todo.items() if name not in whole}
-    try:
+    with alone_in(out), _no_list_alone(out):
+        todo = _left_to_do(out, found, digest, on_bad, progress)
         bad = {name: _bad(found, todo[name], max_pixels) if on_bad == "skip" else [] for name in todo}
         _list_bad(out, [*skipped_in(out), *(entry for entries in bad.values() for entry in entries)])
         for name, records in todo.items():
@@ -89,11 +87,6 @@ def convert_to_ffcv(
                     out / f"{name}.beton", len(records), sample, classes=found.classes, mode=mode, quality=quality,
                     max_resolution=max_resolution, workers=workers, info=info, advance=advance,
                 )  # fmt: skip
-    finally:
-        if not any(out.glob("*.beton")):
-            (out / BAD_NAME).unlink(missing_ok=True)
-        if not any(out.iterdir()):
-            out.rmdir()
     return out
 
 
@@ -104,6 +97,15 @@ def skipped_in(folder: Path) -> list[dict[str, str]]:
         DatasetError: the JSON of a split cannot be read.
     """
     return [entry for split in SPLITS for entry in _info(folder / f"{split}.json").get("skipped", ())]
+
+
+def _whole_splits(folder: Path) -> list[str]:
+    """Return the splits whose JSON stands there; DatasetError where one is somebody else's."""
+    whole = [split for split in SPLITS if exists(folder / f"{split}.json", DatasetError)]
+    for file in (folder / f"{split}.json" for split in whole):
+        if not is_about_beton(file):
+            raise DatasetError(f"{printable(file)} exists and is not of fastload; pass another output path.")
+    return whole
 
 
 def _digest(source: Source, *options: object) -> str:
@@ -117,11 +119,30 @@ def _local(out: Place) -> Path:
     return out
 
 
-def _make(out: Path) -> None:
+@contextmanager
+def _no_list_alone(out: Path) -> Iterator[None]:
     try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise DatasetError(f"{printable(out)} cannot be made ({e.strerror}); pass another output path.") from e
+        yield
+    finally:
+        if not any(out.glob("*.beton")):
+            (out / BAD_NAME).unlink(missing_ok=True)
+
+
+def _left_to_do(out: Path, found: Source, digest: str, on_bad: OnBad, progress: bool) -> dict[str, list[Record]]:
+    """Return the records of each split that an earlier run has not written, or of images that were changed since."""
+    todo = {name: [r for r in found.records if r.split == name] for name in found.counts()}
+    whole = {split: out / f"{split}.json" for split in _whole_splits(out)}
+    if todo.keys() <= whole.keys():
+        raise DatasetError(f"{printable(out)} exists; pass another output path, or delete it first.")
+    _refuse_other(list(whole.values()), digest, on_bad)
+    outdated = [name for name, file in whole.items() if changed_since(found, todo[name], file.stat())]
+    for name in outdated:  # under its temporary name it says that the beton beside it is ours, to be written anew
+        whole[name].replace(draft_path(whole.pop(name)))
+    if progress and whole:
+        print(f"note: {', '.join(whole)}: stands already", file=sys.stderr)
+    if progress and outdated:
+        print(f"note: {', '.join(outdated)}: written anew, since its images have changed", file=sys.stderr)
+    return {name: records for name, records in todo.items() if name not in whole}
 
 
 def _refuse_other(files: list[Path], digest: str, on_bad: OnBad) -> None:
@@ -175,9 +196,13 @@ def _bad(source: Source, records: list[Record], max_pixels: int) -> list[dict[st
 
 
 def _read_whole(source: Source, record: Record, max_pixels: int) -> npt.NDArray[np.uint8]:
-    content = source.read(record)
-    if isinstance(content, bytes):
-        return decode_whole(content, record.path, max_pixels=max_pixels)
+    try:
+        content = source.read(record)
+        if isinstance(content, bytes):
+            return decode_whole(content, record.path, max_pixels=max_pixels)
+    except DecodeError as e:
+        reason_to_skip(e)  # raises where the machine failed, not the image
+        raise
     # Of a source with colours, single images may be grey.
     return np.repeat(content, 3, axis=2) if content.shape[2] == 1 else content
 

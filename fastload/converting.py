@@ -65,7 +65,7 @@ def _saying_what_skips(on_bad: str) -> Iterator[None]:
     try:
         yield
     except DecodeError as e:
-        if on_bad == "stop":
+        if on_bad == "stop" and e.of_file:
             e.args = (f"{str(e).removesuffix('.')}; mend it, or pass --on-bad skip to leave such files out.",)
         raise
 
@@ -172,11 +172,15 @@ def _say_left_out(path: Place, skipped: Sequence[Mapping[str, str]]) -> None:
 
 
 def _emptied(skipped: Sequence[Mapping[str, str]], source: Source) -> list[str]:
-    """Return the sentence on the classes of which every image was bad."""
+    """Return the sentences on the splits and classes of which every image was bad."""
     bad = {entry["path"] for entry in skipped}
     left = {r.label for r in source.records if r.path not in bad} if bad else set(range(len(source.classes)))
     lost = [printable(name) for label, name in enumerate(source.classes) if label not in left]
-    return [f"classes of which every image is bad: {len(lost):,} (first: {lost[0]})"] if lost else []
+    empty = source.counts().keys() - {r.split for r in source.records if r.path not in bad}
+    return [
+        *([f"splits of which every image is bad, so they are empty: {', '.join(sorted(empty))}"] if empty else []),
+        *([f"classes of which every image is bad: {len(lost):,} (first: {lost[0]})"] if lost else []),
+    ]
 
 
 def _would_write(target: Place, source: Source, plan: Plan | None) -> str:
@@ -196,10 +200,13 @@ def shards_in_words(count: int) -> str:
 
 
 def parse_shares(texts: Sequence[str]) -> dict[str, float]:
-    """Return the shares that --split names."""
+    """Return the shares that --split names, under the three splits' own names."""
+    from fastload.records import known_split
+
     shares: dict[str, float] = {}
     for text in texts:
-        name, _, share = text.partition("=")
+        word, _, share = text.partition("=")
+        name = known_split(word)
         if name in shares:
             raise ConfigError(f"--split {printable(text)}: {printable(name)} was given before; leave one of them out.")
         try:

@@ -91,6 +91,9 @@ def parse_device(name: str | torch.device | None) -> torch.device:
         device = current_device() if name is None else torch.device(name)
     except RuntimeError:
         raise ConfigError(f"device {printable(repr(name))} is not known; use cpu, cuda, cuda:1 or mps.") from None
+    # Of torch's others Accelerate would train on whatever it picks; what it has picked already can be watched.
+    if name is not None and device.type not in ("cpu", "cuda", "mps"):
+        raise ConfigError(f"device {device} is not supported; use cpu, cuda, cuda:1 or mps.")
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise ConfigError(f"device {device}: this machine has no CUDA GPU that torch can use; see: fastload doctor")

@@ -37,15 +37,17 @@ class DecodeError(SourceError):
     Attributes:
         path: the file, relative to its source.
         reason: what the decoder said.
+        of_file: whether the file is at fault; else the machine is, or what decodes it, and no file is skipped for it.
     """
 
-    def __init__(self, path: str, reason: str) -> None:
+    def __init__(self, path: str, reason: str, of_file: bool = True) -> None:
         super().__init__(f"{printable(path)}: {reason}.")
         self.path = path
         self.reason = reason
+        self.of_file = of_file
 
-    def __reduce__(self) -> tuple[type[DecodeError], tuple[str, str]]:
-        return type(self), (self.path, self.reason)
+    def __reduce__(self) -> tuple[type[DecodeError], tuple[str, str, bool]]:
+        return type(self), (self.path, self.reason, self.of_file)
 
 
 class DatasetError(FastloadError):

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from fastload.config import Loss
 from fastload.errors import ConfigError, printable
-from fastload.files import write_text, write_whole, writing
+from fastload.files import write_table, write_whole, writing
 from fastload.records import UNLABELLED
 
 
@@ -81,7 +81,7 @@ class Totals:
         outputs = outputs.float()
         error = outputs.new_zeros(())
         if self.kind == "mse":
-            error = (outputs.reshape(labels.shape) - labels).abs().flatten(1).mean(1).sum()
+            error = _mean_of_each((outputs.reshape(labels.shape) - labels).abs()).sum()
             num_samples = outputs.new_full((), len(labels))
         else:
             said = (outputs.flatten() > 0).long() if self.kind == "bce" else outputs.argmax(1)
@@ -128,18 +128,14 @@ def write_confusion(folder: Path, confusion: torch.Tensor, classes: Sequence[str
         ConfigError: the disk is full or the folder cannot be written.
     """
     names = [printable(c) for c in classes] if len(classes) == len(confusion) else [*map(str, range(len(confusion)))]
-    table, per_class = io.StringIO(), io.StringIO()
     rows = confusion.tolist()
-    csv.writer(table, lineterminator="\n").writerows(
-        [["true class", *names], *([name, *row] for name, row in zip(names, rows, strict=True))]
-    )
+    table = ((name, *row) for name, row in zip(names, rows, strict=True))
+    with writing(folder / "confusion.csv"):
+        write_table(folder / "confusion.csv", ("true class", *names), table)
     counts = [(name, sum(row), row[k]) for k, (name, row) in enumerate(zip(names, rows, strict=True))]
-    csv.writer(per_class, lineterminator="\n").writerows(
-        [["class", "samples", "right", "accuracy"], *((*c, f"{c[2] / c[1]:.4f}" if c[1] else "") for c in counts)]
-    )
-    for file, text in ((folder / "confusion.csv", table), (folder / "per_class.csv", per_class)):
-        with writing(file):
-            write_text(file, text.getvalue())
+    per_class = ((*c, f"{c[2] / c[1]:.4f}" if c[1] else "") for c in counts)
+    with writing(folder / "per_class.csv"):
+        write_table(folder / "per_class.csv", ("class", "samples", "right", "accuracy"), per_class)
 
 
 def draw_confusion(folder: Path) -> None:
@@ -182,10 +178,15 @@ def draw_confusion(folder: Path) -> None:
 def _losses(kind: Loss, outputs: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
     """Return the loss of each sample, float32 [N]; 0 of those without a label."""
     if kind == "mse":
-        return functional.mse_loss(outputs.reshape(labels.shape), labels, reduction="none").flatten(1).mean(1)
+        return _mean_of_each(functional.mse_loss(outputs.reshape(labels.shape), labels, reduction="none"))
     if kind == "bce":
         known = labels != UNLABELLED
         losses = functional.binary_cross_entropy_with_logits(outputs.flatten(), labels.float(), reduction="none")
         return losses.where(known, 0.0)
     ignore = {"ignore_index": UNLABELLED} if labels.ndim == 1 else {}
     return functional.cross_entropy(outputs, labels, reduction="none", label_smoothing=smoothing, **ignore)  # type: ignore[arg-type]
+
+
+def _mean_of_each(errors: torch.Tensor) -> torch.Tensor:
+    """Return the mean over a sample's targets; a dataset that is not ours may list one for each, without an axis."""
+    return errors if errors.ndim == 1 else errors.flatten(1).mean(1)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import fcntl
+import io
+import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -29,6 +32,27 @@ def sync(path: Path) -> None:
 def write_text(file: Place, text: str) -> None:
     """Write a text file whole or not at all; lone surrogates are the bytes of a path that is no UTF-8."""
     write_whole(file, [text.encode("utf-8", "surrogateescape")])
+
+
+def write_table(file: Place, head: Sequence[str], rows: Iterable[tuple[object, ...]]) -> None:
+    """Write a table as CSV, whole or not at all; OSError where it cannot be written."""
+
+    def lines() -> Iterator[bytes]:
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        for row in itertools.chain([head], rows):
+            # Python before 3.13 quotes no carriage return, unless it is in what ends a line.
+            if any("\r" in cell for cell in row if isinstance(cell, str)):
+                quoted = io.StringIO(newline="")
+                csv.writer(quoted).writerow(row)
+                text.write(quoted.getvalue().removesuffix("\r\n") + "\n")
+            else:
+                table.writerow(row)
+            if text.tell() >= 1 << 20:
+                yield _taken(text)
+        yield _taken(text)
+
+    write_whole(file, lines())
 
 
 @contextmanager
@@ -151,6 +175,13 @@ def is_same_file(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False
+
+
+def _taken(text: io.StringIO) -> bytes:
+    data = text.getvalue().encode("utf-8", "surrogateescape")
+    text.seek(0)
+    text.truncate()
+    return data
 
 
 def _new_locked(temporary: Path) -> int:

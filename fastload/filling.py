@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import math
 import os
+import stat
 import struct
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -29,6 +31,7 @@ from fastload.urls import Url
 # What the pool tells of each row: the length of a reason, which is 0 where the image is good, the moments,
 # and the reason itself, cut to a fixed length since every row has the same number of bytes.
 _REASON_BYTES = 240
+OTHER_CLOCK_NS = 60 * 10**9  # by which the clocks of two file systems may differ
 # What is wrong with a file, whoever reads it and however often. All other numbers are of the machine.
 _OF_FILES = {
     None,
@@ -64,9 +67,11 @@ def reason_to_skip(error: DecodeError) -> str:
     """
     cause = error.__cause__
     # What Pillow finds damaged is an OSError, too, without a number.
+    if not error.of_file:
+        raise error
     if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno not in _OF_FILES):
         reason = f"{error.reason}; that is no bad image, so it is not skipped: run the same command again"
-        raise DecodeError(error.path, reason) from cause
+        raise DecodeError(error.path, reason, of_file=False) from cause
     return error.reason
 
 
@@ -95,8 +100,10 @@ class Filler:
         # A store takes whole files only, so what goes there is made in memory: before the pool forks.
         self._memory = [memory_file() for _ in range(self.num_at_a_time)] if isinstance(folder, Url) else []
         self._drafts: dict[int, Draft] = {}
+        self._begun_ns: dict[int, int] = {}
         self._rows_of = -1, Rows(num_rows=0, image_shape=plan.image_shape, first_byte=0)
         self._opened = -1, -1
+        self._changed: dict[tuple[int, int], bool] = {}
         self._told = struct.Struct(f"<q{2 * plan.image_shape[2]}Q{_REASON_BYTES}s")
 
     def __enter__(self) -> Filler:
@@ -118,7 +125,29 @@ class Filler:
         """Tell whether a shard stands there whole, as this run would write it."""
         metadata = finished_shard(self.plan, number, self.folder)
         # What an earlier run has skipped, this one must stop at, unless it was mended since: only reading it tells.
-        return metadata is not None and (self.skip_bad or not metadata["skipped"])
+        return metadata is not None and (self.skip_bad or not metadata["skipped"]) and not self.is_outdated(number)
+
+    def is_outdated(self, number: int) -> bool:
+        """Tell whether a shard stands there, of images that were changed since; see `changed_since`."""
+        shard = self.plan.shards[number]
+        file = self.folder / shard.file
+        if isinstance(file, Url) or finished_shard(self.plan, number, self.folder) is None:
+            return False
+        try:
+            key = number, (made := file.stat()).st_mtime_ns
+        except FileNotFoundError:  # another process has just published it, and this one is told so soon
+            return False
+        if key not in self._changed:  # asked for before the pool is forked, and again when its turn comes
+            self._changed[key] = changed_since(self.plan.source, shard.records, made)
+        return self._changed[key]
+
+    def say_what_stands(self) -> None:
+        """Say on standard error what an earlier run has left for this one."""
+        outdated = sum(self.is_outdated(number) for number in self.numbers)
+        done = sum(each(self.is_done, self.numbers, self.folder))
+        anew = f", and {outdated:,} are written anew, since their images have changed" if outdated else ""
+        if done or outdated:
+            print(f"note: {done:,} of {len(self.numbers):,} shards stand already{anew}", file=sys.stderr)
 
     def path(self, number: int, row: int) -> str:
         """Return the path of one sample."""
@@ -134,7 +163,8 @@ class Filler:
         if isinstance(file, Url):
             return
         try:
-            self._drafts[number] = Draft(file)
+            self._drafts[number] = draft = Draft(file)
+            self._begun_ns[number] = os.fstat(draft.descriptor).st_mtime_ns
         except OSError as e:
             raise unwritten(file, e) from e
 
@@ -149,9 +179,9 @@ class Filler:
         try:
             image_HWC = read_image(plan.source, shard.records[row], plan)
         except DecodeError as e:
+            reason = reason_to_skip(e).encode("utf-8", "replace")[:_REASON_BYTES]  # raises where it is no bad image
             if not self.skip_bad:
                 raise
-            reason = reason_to_skip(e).encode("utf-8", "replace")[:_REASON_BYTES]
             return self._told.pack(len(reason), *(0,) * 2 * plan.image_shape[2], reason)
         try:
             self._rows(number).write(self._descriptor(number), row, image_HWC)
@@ -188,6 +218,8 @@ class Filler:
                 return sha256
             assert draft is not None
             self._rows(number).finish(draft.descriptor, good, label, metadata)
+            # Not of now: an image that was changed after it was read has to be newer than its shard.
+            os.utime(draft.descriptor, ns=(self._begun_ns[number],) * 2)
             return publish(draft)
         except OSError as e:
             raise unwritten(file, e) from e
@@ -240,6 +272,48 @@ def finished_shard(plan: Plan, number: int, folder: Place) -> dict[str, Any] | N
 def finished_shards(plan: Plan, folder: Place) -> list[dict[str, Any] | None]:
     """Return what `finished_shard` says of every shard; at a URL, several are asked for at a time."""
     return list(each(lambda number: finished_shard(plan, number, folder), range(len(plan.shards)), folder))
+
+
+def changed_since(source: Source, records: Iterable[Record], made: os.stat_result) -> bool:
+    """Tell whether what holds these records may have changed since it was read; in doubt it has.
+
+    By the times of their files, and of the folders and links that lead to them. Nothing is known of a URL, nor of
+    what only a library can read.
+
+    Args:
+        source, records: what was read.
+        made: of the file that was made of it: its time is that before the first of them was read.
+    """
+    files = {str(file.absolute()) for record in records if isinstance(file := source.file_of(record), Path)}
+    root = str(source.root.absolute())
+    folders = {root} if files else set()
+    for path in files:
+        while (path := os.path.dirname(path)) not in folders and path.startswith(f"{root}/"):  # noqa: PTH120
+            folders.add(path)
+    try:
+        return any(_newest_ns(path, made) >= made.st_mtime_ns for path in (*files, *folders))
+    except OSError:  # gone: whoever reads it says so
+        return True
+
+
+def _newest_ns(path: str, made: os.stat_result) -> int:
+    """Return when what `path` leads to was changed or put there, on the clock of `made`."""
+    status = os.lstat(path)
+    newest = max(status.st_mtime_ns, status.st_ctime_ns)
+    if stat.S_ISLNK(status.st_mode):
+        status = os.stat(path)  # noqa: PTH116
+        newest = max(newest, _newest_of(status))
+    elif stat.S_ISDIR(status.st_mode):
+        newest = _newest_of(status)
+    # Another file system may have another clock, or tell whole seconds.
+    return newest if status.st_dev == made.st_dev else newest + OTHER_CLOCK_NS
+
+
+def _newest_of(status: os.stat_result) -> int:
+    # What comes and goes in a folder changes both its times, and is the plan's affair; its own new name, one of them.
+    if stat.S_ISDIR(status.st_mode) and status.st_ctime_ns == status.st_mtime_ns:
+        return 0
+    return max(status.st_mtime_ns, status.st_ctime_ns)
 
 
 def convert_shards(filler: Filler, pool: Pool, advance: Callable[[int], object]) -> dict[str, str]:

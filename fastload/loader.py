@@ -7,29 +7,29 @@ Accelerate wants to know while it is iterated, it tells through `GradientState`.
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 
 from fastload.augment import Augment
-from fastload.augment.batched import Windows
 from fastload.augment.philox import derive
+from fastload.chosen import choose_samples
 from fastload.cut import parse_cut
 from fastload.devices import parse_device, rank_of
 from fastload.errors import ConfigError, printable
-from fastload.formats import AnyDataset, Dataset, MapDataset
+from fastload.formats import AnyDataset, Dataset
 from fastload.placement import Kind, Placement
-from fastload.records import UNLABELLED
 from fastload.resharding import Holdings
 from fastload.shares import Shares
 from fastload.stores import Served, Wanted
 from fastload.stores.copying import Copies, Copy
 from fastload.stores.sharded import ShardedStore
-from fastload.storing import Wish, make_store, one_size, place
+from fastload.storing import Wish, make_store, one_size, place, without_steps
 from fastload.together import can_talk
 
 STATE_VERSION = 1
@@ -59,12 +59,17 @@ class Loader:
         seed: of order and draws.
         rank, world_size: which share; from Accelerate or torch.distributed where not given. Then every rank makes
             its loaders, in the same order: they choose one placement, and those of a node share one copy of `host`.
+            All ranks take the same passes: a look at one batch on one rank alone puts it an epoch ahead of the others,
+            until all call `set_epoch`; in `gpu_sharded` it may wait for them for ever.
         cut: of images of their own sizes: torchvision's RandomResizedCrop, Resize((S, T)), or Resize and CenterCrop,
             done on the CPU as they are decoded. Augment does the rest.
         workers: threads (`ffcv`) or processes (`folder`) that read and decode; one per core where not given.
         reserve_bytes: GPU memory kept for the model; where not given, `auto` keeps half of what is free.
         reshuffle_every: `gpu_sharded`: epochs after which ranks swap samples.
         progress: say on standard error where the samples go, and show a bar while they do.
+        indices: ids of the samples to load instead of all: whole numbers [n], a list, array or tensor. One that is
+            there twice comes twice, in one epoch augmented alike. A torch Subset of a dataset brings its own. The whole
+            split is placed, except in `gpu_sharded`.
 
     Attributes:
         dataset: what it loads.
@@ -108,13 +113,13 @@ class Loader:
         reserve_bytes: int | None = None,
         reshuffle_every: int = 1,
         progress: bool = False,
+        indices: Any = None,
     ) -> None:
         here = rank_of(rank, world_size)
         self.rank = here.rank
-        self.dataset: AnyDataset = dataset if isinstance(dataset, AnyDataset) else MapDataset(dataset)
-        dataset = self.dataset
-        # Unlabelled samples are there for prediction: in a fixed order they come along, to train on they do not.
-        self._ids = _labelled(dataset) if shuffle else None
+        chosen = choose_samples(dataset, indices, shuffle=shuffle)
+        dataset, self._ids, self._digest = chosen.dataset, chosen.ids, chosen.digest
+        self.dataset: AnyDataset = dataset
         num_samples = len(dataset) if self._ids is None else len(self._ids)
         self.shares = Shares(
             num_samples=num_samples, batch_size=batch_size, world_size=here.world_size,
@@ -126,7 +131,7 @@ class Loader:
         # What images are like that augmentation finds on the CPU as they are stored.
         self._like: torch.Tensor | None = None
         if isinstance(dataset, Dataset) and dataset.is_uint8 and not dataset.is_table and self.device.type == "cpu":
-            self._like = torch.empty((0, *dataset.sample_shape), dtype=torch.uint8)
+            self._like = torch.empty((0, *dataset.sample_shape), dtype=torch.uint8, device="cpu")
         self.shuffle = shuffle
         self.seed = seed
         self.reshuffle_every = reshuffle_every
@@ -138,7 +143,7 @@ class Loader:
             cut=self._cut, in_place=augment is not None and self.device.type == "cpu", progress=progress,
         )  # fmt: skip
         self._place(wish)
-        self.batch_ids = torch.empty(0, dtype=torch.int64)
+        self.batch_ids = torch.empty(0, dtype=torch.int64, device="cpu")
         self.remainder = self.shares.remainder
 
     def _place(self, wish: Wish) -> None:
@@ -153,9 +158,9 @@ class Loader:
         own = self.rank * shares.batch_size
         is_apart = self.placement.kind == "gpu_sharded" and not self.shuffle
         self._first = own if is_apart and own < shares.num_samples else 0
-        self._copies = Copies(self.device) if self.device.type == "cuda" else None
-        self._labels = dataset.labels
-        if self._labels is not None and self.placement.kind in ("gpu", "gpu_sharded"):
+        self._labels, is_there = dataset.labels, self.placement.kind in ("gpu", "gpu_sharded")
+        self._copies = Copies(self.device) if self.device.type == "cuda" and not is_there else None
+        if self._labels is not None and is_there:
             self._labels = self._labels.to(self.device)
 
     @classmethod
@@ -189,19 +194,19 @@ class Loader:
         first, epoch = self._steps_done, self.epoch
         augment = self.augment  # of the whole pass: draws are made ahead
         with self._registered(), closing(self._serve(epoch, first, augment)) as served:
-            upcoming = self._fetch(next(served))
+            fetched = deque([self._fetch(next(served))])
             for step in range(first, len(self)):
-                fetched, last = upcoming, step + 1 == len(self)
+                last = step + 1 == len(self)
                 if not last:
                     # Before this batch is used: the copy of the next one runs beside the step.
-                    upcoming = self._fetch(next(served))
-                batch = self._finish(fetched, epoch, augment)
-                if fetched.copy is not None:
-                    fetched.copy.copies.end()
-                self.num_valid, self.batch_ids, self.end_of_dataloader = fetched.num_valid, fetched.ids, last
+                    fetched.append(self._fetch(next(served)))
+                wanted, batch = self._finish(*fetched.popleft(), epoch, augment)
+                if self._copies is not None:
+                    self._copies.end()  # nobody holds what was copied any more: from here on its memory may be taken
+                self.num_valid, self.batch_ids, self.end_of_dataloader = wanted.num_valid, wanted.ids, last
                 self.epoch, self._steps_done = (epoch + 1, 0) if last else (epoch, step + 1)
                 yield batch
-                del batch, fetched  # the caller's alone: its memory may be taken again while the next one is made
+                del batch  # the caller's alone: its memory may be taken again while the next one is made
 
     def skip(self, num_steps: int) -> None:
         """Leave out the next `num_steps` steps, over the end of an epoch if need be: none of them is read."""
@@ -230,21 +235,24 @@ class Loader:
             "epoch": self.epoch,
             "samples_seen": self._steps_done * self.shares.global_batch,
             "global_batch": self.shares.global_batch,
+            **({} if self._digest is None else {"indices": self._digest}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken: the next pass gives the batches that were still to come.
 
         Raises:
-            ConfigError: another dataset, split, seed or version, or within an epoch another global batch or order.
+            ConfigError: another dataset, split, seed, version or list of samples; or within an epoch another global
+                batch or order.
         """
         own = self.state_dict()
         if state.get("version") != STATE_VERSION:
             raise ConfigError(f"loader state has version {state.get('version')!r}, not {STATE_VERSION}; start anew.")
-        for key in ("dataset", "split", "seed", *(("global_batch", "order") if state["samples_seen"] else ())):
-            if state[key] != own[key]:
+        within = ("global_batch", "order") if state["samples_seen"] else ()
+        for key in ("dataset", "split", "seed", "indices", *within):
+            if state.get(key) != own.get(key):
                 raise ConfigError(
-                    f"loader state has {key} {printable(state[key])}, this loader {printable(own[key])}; "
+                    f"loader state has {key} {printable(state.get(key))}, this loader {printable(own.get(key))}; "
                     "use the same, or start anew."
                 )
         # Where this loader drops the last step, and the other had only that one to go, the epoch is over.
@@ -261,11 +269,7 @@ class Loader:
         if not 0 <= self.rank < shares.world_size:
             raise ConfigError(f"rank={self.rank}: ranks of {shares.world_size} are counted from 0.")
         if shares.num_steps == 0:
-            raise ConfigError(
-                f"{printable(self.dataset.path)}: {self.dataset.split} has {shares.num_samples:,} samples, less than "
-                f"one step of {shares.global_batch:,} ({shares.batch_size} x {shares.world_size} ranks); "
-                "use a smaller batch size, or drop_last=False."
-            )
+            raise without_steps(self.dataset, shares)
         if not 0 <= seed < 2**63:
             raise ConfigError(f"seed={seed}: seeds lie between 0 and 2**63 - 1.")
         if reshuffle_every < 1 or (workers is not None and workers < 0):
@@ -289,14 +293,14 @@ class Loader:
     def _order(self, epoch: int) -> torch.Tensor:
         """Return sample ids in the order of an epoch, of all ranks; of a sharded placement, of this one."""
         if not self.shuffle:
-            return torch.arange(len(self.dataset))
+            return torch.arange(len(self.dataset), device="cpu") if self._ids is None else self._ids
         if isinstance(self._store, ShardedStore):
             held = self._store.held[self._holdings.order(epoch, self.rank)]
-            order = held if len(held) else torch.zeros(1, dtype=torch.int64)
+            order = held if len(held) else torch.zeros(1, dtype=torch.int64, device="cpu")
         else:
             low, high = derive(self.seed, epoch)
             generator = torch.Generator().manual_seed((high << 32 | low) - 2**63)
-            order = torch.randperm(self.shares.num_samples, generator=generator)
+            order = torch.randperm(self.shares.num_samples, generator=generator, device="cpu")
         return order if self._ids is None else self._ids[order]
 
     def _serve(self, epoch: int, first: int, augment: Augment | None) -> Generator[Served, None, None]:
@@ -328,38 +332,36 @@ class Loader:
         boxes = None if self._cut is None else partial(self._cut.boxes, seed=self.seed, epoch=epoch)
         return Wanted(ids=ids, num_valid=stop - start, boxes=boxes)
 
-    def _fetch(self, served: Served) -> _Fetched:
+    def _fetch(self, served: Served) -> tuple[Served, Copy | None]:
         """Look up the labels of one step, and begin the copy of its samples to the device."""
-        ids, samples, labels = served.wanted.ids, served.samples, served.labels
+        samples, labels, copy = served.samples, served.labels, None
         if labels is None:
             assert self._labels is not None
-            labels = self._labels[ids.to(self._labels.device, non_blocking=True)]
-        copy = None
+            labels = self._labels[served.wanted.ids.to(self._labels.device, non_blocking=True)]
         if samples.device != self.device and self._copies is not None:
             copy = self._copies.begin(samples, labels)
             samples, labels = copy.samples, copy.labels
         elif samples.device != self.device:
             samples, labels = samples.to(self.device), labels.to(self.device)
-        return _Fetched(
-            ids=ids, num_valid=served.wanted.num_valid, samples=samples, labels=labels, copy=copy, rows=served.rows,
-            drawn=served.wanted.drawn,
-        )  # fmt: skip
+        return replace(served, samples=samples, labels=labels), copy
 
-    def _finish(self, fetched: _Fetched, epoch: int, augment: Augment | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Augment what was fetched, on the stream that uses it."""
+    def _finish(
+        self, served: Served, copy: Copy | None, epoch: int, augment: Augment | None
+    ) -> tuple[Wanted, tuple[torch.Tensor, torch.Tensor]]:
+        """Augment what was fetched, on the stream that uses it; nothing else holds it, and it goes with this call."""
+        wanted, samples, rows, labels = served.wanted, served.samples, served.rows, served.labels
+        assert labels is not None
         if self.on_device_work is not None:
             self.on_device_work()
-        if fetched.copy is not None:
-            fetched.copy.join()
+        if copy is not None:
+            copy.join()
         if augment is None:
-            samples = fetched.samples if fetched.rows is None else fetched.samples.index_select(0, fetched.rows)
-            return samples, fetched.labels
-        if fetched.drawn is not None:
-            return augment.made(fetched.samples, fetched.rows, fetched.drawn), fetched.labels
-        images, labels = augment(
-            fetched.samples, fetched.labels, ids=fetched.ids, rows=fetched.rows, epoch=epoch, seed=self.seed
-        )
-        return images, labels
+            samples = samples if rows is None else samples.index_select(0, rows)
+        elif wanted.drawn is not None:
+            samples = augment.made(samples, rows, wanted.drawn)
+        else:
+            samples, labels = augment(samples, labels, ids=wanted.ids, rows=rows, epoch=epoch, seed=self.seed)
+        return wanted, (samples, labels)
 
     @contextmanager
     def _registered(self) -> Iterator[None]:
@@ -375,24 +377,3 @@ class Loader:
             yield
         finally:
             gradient_state._remove_dataloader(self)
-
-
-def _labelled(dataset: AnyDataset) -> torch.Tensor | None:
-    """Return the ids of the samples that have a label, int64 [n]; None where all have one, or none is listed."""
-    if dataset.labels is None or dataset.is_regression:
-        return None
-    labelled = dataset.labels != UNLABELLED
-    return None if bool(labelled.all()) else torch.nonzero(labelled).flatten()
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Fetched:
-    """Stored samples and labels of one step, on the device or on their way there; `rows` as Served has it."""
-
-    ids: torch.Tensor
-    num_valid: int
-    samples: torch.Tensor
-    labels: torch.Tensor
-    copy: Copy | None
-    rows: torch.Tensor | None = None
-    drawn: Windows | None = None

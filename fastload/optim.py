@@ -66,16 +66,19 @@ def freeze_all_but(model: torch.nn.Module, trainable: Sequence[str] | None) -> N
         parameter.requires_grad_(trainable is None or any(_begins(name, prefix) for prefix in trainable))
 
 
-def train_mode(model: torch.nn.Module) -> None:
+def train_mode(model: torch.nn.Module, trainable: Sequence[str] | None = None) -> None:
     """Set the model to training, but for modules that are frozen: their batch statistics stay as they are.
 
-    A module is what its own parameters are; those below it have their own.
+    A module is what its own parameters are; those below it have their own. Of one that has statistics and no parameter
+    (a norm with affine=False) the name decides, as it does of parameters: `trainable` is what `freeze_all_but` took.
     """
     model.train()
-    for module in model.modules():
+    for name, module in model.named_modules():
         own = list(module.parameters(recurse=False))
-        if own and not any(p.requires_grad for p in own):
-            module.training = False
+        if own:
+            module.training = any(p.requires_grad for p in own)
+        elif trainable is not None and getattr(module, "running_mean", None) is not None:
+            module.training = any(_begins(f"{name}.", prefix) for prefix in trainable)
 
 
 def _begins(name: str, prefix: str) -> bool:

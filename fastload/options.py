@@ -19,7 +19,11 @@ Source = Annotated[
 ]
 Out = Annotated[
     str | None,
-    typer.Argument(help="The dataset to write, or its URL; SRC.fastload where not given.", show_default=False),
+    typer.Argument(
+        help="The dataset to write, or its URL. Where not given: SRC.fastload beside SRC (ffcv: SRC.ffcv), and "
+        "cifar10.fastload here of torchvision:CIFAR10; a SRC at a URL needs it.",
+        show_default=False,
+    ),
 ]
 Format = Annotated[
     Literal["resident", "ffcv"],
@@ -70,7 +74,13 @@ Root = Annotated[
     typer.Option(help="What a list's paths are relative to (or a URL), or torchvision's folder.", show_default=False),
 ]
 Download = Annotated[bool, typer.Option("--download", help="Let torchvision or hf fetch what is missing.")]
-AllowOutside = Annotated[bool, typer.Option("--allow-outside", help="Take paths of a list that lead out of its root.")]
+AllowOutside = Annotated[
+    bool,
+    typer.Option(
+        "--allow-outside",
+        help="Take paths of a list that lead out of its root, and of hf: that lead out of the dataset.",
+    ),
+]
 Target = Annotated[
     list[str] | None,
     typer.Option(

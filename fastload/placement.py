@@ -185,8 +185,10 @@ def gib(num_bytes: int) -> str:
 def _free_gpu_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        # What torch holds and does not use is free to us too.
-        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+        # What torch holds and does not use is free to us too; but for holes in segments of which a part is in use:
+        # it takes no large block out of them, and cannot give them back.
+        holes = torch.cuda.memory_stats(device).get("inactive_split_bytes.all.current", 0)
+        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device) - holes)
     if device.type == "mps":
         return max(0, int(torch.mps.recommended_max_memory()) - int(torch.mps.driver_allocated_memory()))
     return None

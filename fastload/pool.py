@@ -99,7 +99,7 @@ class ThreadPool:
                 except FastloadError:
                     raise
                 except Exception as e:
-                    raise DecodeError(self._name_path(shard, row), f"cannot be decoded ({e!r})") from e
+                    raise DecodeError(self._name_path(shard, row), f"cannot be decoded ({e!r})", of_file=False) from e
             advance(len(result))
             return b"".join(result)
 
@@ -204,7 +204,7 @@ class ProcessPool:
             failure = json.loads(answer[1:])
             if "dataset" in failure:
                 raise DatasetError(failure["dataset"])
-            error = DecodeError(failure["path"], failure["reason"])
+            error = DecodeError(failure["path"], failure["reason"], failure["of_file"])
             if failure["trace"]:
                 error.add_note(failure["trace"])
             raise error
@@ -226,7 +226,8 @@ class ProcessPool:
                 f"a decoding process {how} between two samples{advice}; "
                 "run the same command again: finished shards are kept."
             )
-        return DecodeError(self._name_path(shard, row), f"the process that decoded it {how}{advice}")
+        reason = f"the process that decoded it {how}{advice}"
+        return DecodeError(self._name_path(shard, row), reason, of_file=False)
 
     def _stop(self, *, at_once: bool) -> None:
         for pipe in self._pipes:
@@ -273,10 +274,12 @@ def _serve(parent: int, pipe: Connection, work: Work, name_path: NamePath, at: m
 
 
 def _failure(error: Exception, path: str) -> bytes:
+    content: dict[str, object]
     if isinstance(error, DatasetError):
         content = {"dataset": str(error)}
     elif isinstance(error, DecodeError):
-        content = {"path": error.path, "reason": error.reason, "trace": ""}
+        content = {"path": error.path, "reason": error.reason, "of_file": error.of_file, "trace": ""}
     else:
-        content = {"path": path, "reason": f"cannot be decoded ({error!r})", "trace": traceback.format_exc()}
+        reason = f"cannot be decoded ({error!r})"
+        content = {"path": path, "reason": reason, "of_file": False, "trace": traceback.format_exc()}
     return b"!" + json.dumps(content).encode()

@@ -14,18 +14,18 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 import torch
-from rich.console import Console
 
 from fastload.devices import generators_kept, parse_device
 from fastload.errors import ConfigError, printable
 from fastload.profiling import ranks, terminal
-from fastload.profiling.actions import MEASURED, ROOM, UPPER_BOUND, Advice, advise
+from fastload.profiling.actions import MEASURED, ROOM, UPPER_BOUND, Advice, advise, folder_to_convert
 from fastload.profiling.busy import NUM_STEPS as WINDOW_STEPS
 from fastload.profiling.busy import Busy, BusyWindow
 from fastload.profiling.hook.describing import origin, shape_of
 from fastload.profiling.hook.steps import gpu_in_use
+from fastload.profiling.intervals import whole_rounds
 from fastload.profiling.live import LiveLine
-from fastload.profiling.loops import Feeding, Measured, make_loop, rate
+from fastload.profiling.loops import Feeding, Measured, image_side, make_loop, rate
 from fastload.profiling.nvml import NvmlSamples
 from fastload.profiling.report import Rate, Report, ResidentGain, Run, Sample, described, write_json
 from fastload.profiling.samples import time_samples
@@ -41,7 +41,7 @@ REPLAY_STEPS = 10  # of a block, behind its warm-up
 REPLAY_WARMUP = 2
 MAX_BLOCKS = 6  # of short epochs: each may end before a block has its steps
 MIN_WINDOW_STEPS = 5  # of those traced on a GPU, 15 where the loop is long enough
-NUM_LOAD = 24  # batches of the loader alone
+NUM_LOAD = 24  # batches of the loader alone, at least
 MAX_LOAD_SECONDS = 20.0
 _numbers = count()  # of the profiles of this process: ranks make theirs alike
 
@@ -103,7 +103,7 @@ class Profile(Generic[Batch]):
             device = getattr(loader, "device", None) if self._is_ours else gpu_in_use()
         self._device = parse_device(device)
         self._rank, self._world_size = ranks.current()
-        self._known_as = f"profile{next(_numbers)}"
+        self._known_as, self._made_at = f"profile{next(_numbers)}", time.time()
         self._feeding = Feeding.of(loader)
         self._meter, self._replay_meter = WaitMeter(self._device, num_warmup=num_warmup), WaitMeter(self._device)
         self._system = SystemMeter(num_workers=self._feeding.num_workers)
@@ -163,7 +163,7 @@ class Profile(Generic[Batch]):
             return
         self._open = False
         atexit.unregister(self.close)
-        self._line.clear()
+        self._safely(self._line.clear)
         self._safely(self._end_window)  # of a loop that an error holds on to
         self._safely(self._finish, complete and self._replay, complete)
         if self._failures and not self._quiet:
@@ -250,22 +250,25 @@ class Profile(Generic[Batch]):
         )  # fmt: skip
         gain = self._attempt(lambda: self._gain(timing, replay)) if again else None
         shape, (source, library) = self._batch_shape, self._origin()
+        side = image_side(shape)
         report = Report(
             environment=described(),
             run=Run(
-                entry="profile", model=self._model, size=_side(shape), batch_size=shape[0] if shape else None,
+                entry="profile", model=self._model, size=side, batch_size=shape[0] if shape else None,
                 device=self._device.type, num_ranks=self._world_size, num_warmup=self._num_warmup,
             ),
             loops=(loop,), verdict=loop.verdict, cause=loop.cause, resident_gain=gain,
             actions=advise(Advice(
-                loop=loop, gain=gain, source=source, library=library, converted=self._is_ours,
-                store=None if _side(shape) is None else round((_side(shape) or 0) * ROOM),
-                num_cores=len(os.sched_getaffinity(0)), num_workers=self._feeding.num_workers,
-                assume_gpu_rate=self._assume_gpu_rate,
+                loop=loop, gain=gain, source=folder_to_convert(source, library), library=library,
+                converted=self._feeding.in_memory,
+                are_images=side is not None, store=None if side is None else round(side * ROOM),
+                num_cores=max(1, len(os.sched_getaffinity(0)) // ranks.num_here(self._world_size)),
+                num_workers=self._feeding.num_workers, persistent_workers=self._feeding.persistent_workers,
+                pinned=self._feeding.pinned, assume_gpu_rate=self._assume_gpu_rate,
             )),
         ).as_dict()  # fmt: skip
         if complete:
-            self.report = ranks.gather(report, self._rank, self._world_size, self._known_as)
+            self.report = ranks.gather(report, self._rank, self._world_size, self._known_as, self._made_at)
             if self.report is not None and self.report["run"]["num_ranks"] < ranks.num_here(self._world_size):
                 self._failures.append("the report of another rank did not come in time, and is left out")
         else:
@@ -291,9 +294,12 @@ class Profile(Generic[Batch]):
             return None
         state = self._loader.state_dict() if self._is_ours else None
         meter, end = WaitMeter(self._device, num_warmup=self._read_ahead), time.monotonic() + MAX_LOAD_SECONDS
+        workers = self._feeding.num_workers or 1
+        num_load = whole_rounds(NUM_LOAD, workers)
 
         def is_enough() -> bool:
-            return meter.num_steps >= NUM_LOAD or time.monotonic() >= end or meter.failure is not None
+            is_late = time.monotonic() >= end and not meter.num_steps % workers  # see whole_rounds
+            return meter.num_steps >= num_load or is_late or meter.failure is not None
 
         try:
             several = True
@@ -319,7 +325,7 @@ class Profile(Generic[Batch]):
         )  # fmt: skip
 
     def _gain(self, timing: Timing, replay: Rate | None) -> ResidentGain | None:
-        real, share, size = timing.images_per_second, timing.wait_share, _side(self._batch_shape)
+        real, share, size = timing.images_per_second, timing.wait_share, image_side(self._batch_shape)
         dataset = getattr(self._loader, "dataset", None)
         if not real or share is None or share >= 1 or size is None or self._is_ours:
             return None
@@ -346,10 +352,10 @@ class Profile(Generic[Batch]):
         except Exception as failure:  # the user's loop goes on whatever happens in here
             self._failures.append(f"{type(failure).__name__}: {printable(failure)}")
 
-    def _say(self, say: Callable[[Console], object]) -> None:
-        # At the very end of a program standard error may be gone.
+    def _say(self, say: Callable[[terminal.Terminal], object]) -> None:
+        # A pipe's reader or a terminal may be gone; at the very end of a program standard error itself.
         with suppress(OSError, ValueError):
-            say(Console(stderr=True, soft_wrap=True))
+            say(terminal.Terminal(stderr=True, soft_wrap=True))
 
 
 def profile(loader: Iterable[Batch], **options: Any) -> Iterator[Batch]:
@@ -374,11 +380,6 @@ def _watched(watch: Profile[Batch]) -> Iterator[Batch]:
         complete = True
     finally:
         watch.close(complete=complete)
-
-
-def _side(shape: tuple[int, ...] | None) -> int | None:
-    """Return the side of images [B, C, S, T]; None of anything else."""
-    return shape[-1] if shape is not None and len(shape) == 4 else None
 
 
 __all__ = ["Profile", "profile"]

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastload.errors import ConfigError, DecodeError
-from fastload.places import Place, read_bytes
+from fastload.places import Place, join, read_bytes
 
 SPLITS = ("train", "valid", "test")
 
@@ -23,6 +23,11 @@ SPLIT_WORDS = {
 }  # fmt: skip
 
 UNLABELLED = -1
+
+
+def known_split(word: str) -> str:
+    """Return which of the three splits a word means (`Val`: valid); a word that means none of them as it is."""
+    return SPLIT_WORDS.get(word.lower(), word)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,6 +98,13 @@ class Source:
             return read_bytes(self.root, record.path)
         except OSError as e:
             raise DecodeError(record.path, f"cannot be read ({e.strerror})") from e
+
+    def file_of(self, record: Record) -> Place | None:
+        """Return the file that holds `record`; None where only a library knows."""
+        if self.reader is None:
+            return join(self.root, record.path)
+        file_of: Callable[[Record], Place] | None = getattr(self.reader, "file_of", None)
+        return file_of(record) if file_of is not None else None
 
     def prepare(self, records: Iterable[Record]) -> None:
         """Do once, for processes that are forked later, what reading these records would do in each of them.

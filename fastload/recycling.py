@@ -32,7 +32,7 @@ class Blocks:
         """Return a contiguous CPU tensor [*shape] with any content, as torch.empty does."""
         num_bytes = math.prod(shape) * dtype.itemsize
         if num_bytes == 0:
-            return torch.empty(shape, dtype=dtype)
+            return torch.empty(shape, dtype=dtype, device="cpu")
         try:
             block = self._free[num_bytes].pop()
         except IndexError:

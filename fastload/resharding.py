@@ -32,8 +32,9 @@ class Holdings:
     def first(self, rank: int) -> torch.Tensor:
         """Return what a rank holds in round 0, int64 [n]: positions 0 .. N - 1, step by step."""
         s = self.shares
-        starts = torch.arange(rank * s.batch_size, max(s.num_samples, rank * s.batch_size), s.global_batch)
-        positions = (starts[:, None] + torch.arange(s.batch_size)).flatten()
+        end = max(s.num_samples, rank * s.batch_size)
+        starts = torch.arange(rank * s.batch_size, end, s.global_batch, device="cpu")
+        positions = (starts[:, None] + torch.arange(s.batch_size, device="cpu")).flatten()
         return positions[positions < s.num_samples]
 
     @cached_property
@@ -57,8 +58,9 @@ class Holdings:
         """
         count, world_size = self.num_swapped, self.shares.world_size
         size = len(self.first(rank))
-        chosen = torch.randperm(size, generator=self._generator("swap", round, rank))[: (world_size - 1) * count]
-        rows = torch.zeros(world_size, count, dtype=torch.int64)
+        order = torch.randperm(size, generator=self._generator("swap", round, rank), device="cpu")
+        chosen = order[: (world_size - 1) * count]
+        rows = torch.zeros(world_size, count, dtype=torch.int64, device="cpu")
         rows[[d for d in range(world_size) if d != rank]] = chosen.view(world_size - 1, count)
         return rows
 
@@ -82,7 +84,7 @@ class Holdings:
 
     def order(self, epoch: int, rank: int) -> torch.Tensor:
         """Return the order in which a rank takes its slots in an epoch, int64 [n]."""
-        return torch.randperm(len(self.first(rank)), generator=self._generator("order", epoch, rank))
+        return torch.randperm(len(self.first(rank)), generator=self._generator("order", epoch, rank), device="cpu")
 
     def _generator(self, what: str, number: int, rank: int) -> torch.Generator:
         key = hashlib.blake2b(f"{self.seed} {what} {number} {rank}".encode(), digest_size=8).digest()

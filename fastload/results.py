@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from fastload.config import Monitor, TrainConfig
 from fastload.errors import ConfigError, printable
 from fastload.formats import AnyDataset
 from fastload.loader import Loader
-from fastload.profiling.report import command, environment, rounded
+from fastload.profiling.report import described, rounded
+
+CLAIM_NAME = ".claimed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +91,7 @@ def make_output(config: TrainConfig, is_main: bool) -> Path:
     """
     output, number, wrong = config.output, 1, ""
     try:
-        while is_main and not config.resume and output.exists() and any(output.iterdir()):
+        while is_main and not config.resume and not _claim(output):
             number += 1
             output = config.output.with_name(f"{config.output.name}-{number}")
     except OSError as e:
@@ -105,6 +108,21 @@ def make_output(config: TrainConfig, is_main: bool) -> Path:
     if wrong:
         raise ConfigError(f"{printable(output)} {wrong}; pass another --output, e.g. runs/NAME.")
     return output
+
+
+def _claim(folder: Path) -> bool:
+    """Make a folder this run's own; return False where it is another's, or holds anything."""
+    if folder.exists() and any(folder.iterdir()):
+        return False
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Made by one of two runs that saw the folder empty; it stays, so that the other cannot come later.
+        os.close(os.open(folder / CLAIM_NAME, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    except FileExistsError:
+        return not folder.is_dir()
+    except OSError:  # whoever writes there says so
+        return True
+    return True
 
 
 def names_of(dataset: AnyDataset) -> dict[str, list[str]]:
@@ -133,12 +151,13 @@ def report(result: TrainResult, train: Loader, about: dict[str, Any], accelerato
         return {k: shortened(v) for k, v in asdict(epoch).items()}
 
     return {
-        "schema": "fastload-train", "version": 2, "command": command(), **environment(),
+        "schema": "fastload-train", "version": 2, **described(),
         "num_processes": accelerator.num_processes, "device": accelerator.device.type,
         "precision": accelerator.mixed_precision,
         "data": {
             "name": train.dataset.source_name, "digest": train.dataset.digest,
-            "image": list(train.dataset.sample_shape), "train": len(train.dataset), "placement": train.placement.kind,
+            "image": list(train.dataset.sample_shape), "train": train.shares.num_samples,
+            "placement": train.placement.kind,
         },
         "seconds": rounded(result.seconds, 1), "data_wait": rounded(result.data_wait), "verdict": result.verdict,
         "best": figures(result.best), "epochs": [figures(e) for e in result.epochs],

@@ -6,7 +6,7 @@ The file is replaced as a whole: a run that is killed at any moment leaves the l
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from fastload.together import gather_numbers
 STATE_NAME = "state.safetensors"
 STATE_VERSION = 1
 _KEYS = {"position", "loader", "scheduler", "seconds", "optimizer", "rates", "scaler"}
+_STEPS = "steps and batch size"
 # Settings that do not change what is learned: they may differ when a run goes on.
 _FREE = {"resume", "output", "device", "log_with", "trace", "save_every_steps"}
 
@@ -79,25 +80,28 @@ class State:
 
 
 def settings_of(
-    config: TrainConfig, accelerator: Accelerator, phases: Sequence[Any], loaders: Iterable[Loader | None]
+    config: TrainConfig, accelerator: Accelerator, phases: Sequence[Any], loaders: tuple[Loader, Loader | None]
 ) -> dict[str, Any]:
     """Return what must be the same when a run goes on; paths by their last part: a run may move.
 
     Args:
         config, accelerator: of the run.
         phases: `Phase`s.
-        loaders: those that serve phases without loaders of their own.
+        loaders: (train, valid) that serve phases without loaders of their own.
     """
+    train, valid = loaders
     kept = {k: v for k, v in plain(config).items() if k not in _FREE}
     paths = {k: v.name for k, v in asdict(config).items() if isinstance(v, Path) and k in kept}
     # The schedule counts steps of each process, and these are fewer where more of them share an epoch.
     run = {"num_processes": accelerator.num_processes, "mixed_precision": accelerator.mixed_precision}
     parts = [[p.name, p.epochs, p.lr, p.trainable] for p in phases]
-    every = [*loaders, *(loader for p in phases for loader in (p.train, p.valid))]
+    every = [train, valid, *(loader for p in phases for loader in (p.train, p.valid))]
     data = sorted(
         {f"{x.dataset.source_name} {x.dataset.split} {x.dataset.digest[:12]}" for x in every if x is not None}
     )
-    return {**kept, **paths, **run, "phases": parts, "data": data}
+    # And with batches of another size, epochs would have another number of steps than the schedule was made for.
+    steps = [[len(x), x.shares.global_batch] for x in (train, *(p.train for p in phases)) if x is not None]
+    return {**kept, **paths, **run, "phases": parts, "data": data, _STEPS: steps}
 
 
 def write_state(
@@ -144,7 +148,8 @@ def find_state(file: Path, settings: dict[str, Any], accelerator: Accelerator) -
         failure = e
     if accelerator.num_processes > 1:
         place = state.about["position"] if state is not None else {}
-        told = gather_numbers([failure is not None, *(place.get(key, -1) for key in ("phase", "updates", "batch"))])
+        own = [int(failure is not None), *(place.get(key, -1) for key in ("phase", "updates", "batch"))]
+        told = gather_numbers(own, accelerator.device)
         if failure is None and any(row != told[0] for row in told):
             failure = CheckpointError(
                 f"{printable(file)} is not the same for all processes; --output has to lie where all machines see it."
@@ -178,7 +183,7 @@ def read_state(file: Path, settings: dict[str, Any]) -> State | None:
         )
     now = json.loads(json.dumps(settings))
     for name in sorted(saved.keys() | now.keys()):
-        if saved.get(name) != now.get(name):
+        if saved.get(name) != now.get(name) and (name != _STEPS or name in saved):  # older states do not tell
             raise CheckpointError(
                 f"{printable(file)} was saved with {name}={printable(saved.get(name))}, and now it is "
                 f"{printable(now.get(name))}; go on with the same (--config {printable(file.parent)}/settings.yaml "

@@ -15,8 +15,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from fastload.cut import Cut
 from fastload.errors import ConfigError, FastloadError, PlacementError, printable
 from fastload.formats import AnyDataset, Beton, Dataset, MapDataset
-from fastload.placement import Kind, Need, Placement, check_kind, choose
+from fastload.placement import Kind, Need, Placement, check_kind, choose, gib
 from fastload.resharding import Holdings
+from fastload.shares import Shares
 from fastload.stores import Store, copies
 from fastload.stores.beton import BetonFile, BetonStore, can_decode
 from fastload.stores.folder import FolderStore
@@ -79,10 +80,11 @@ def place(dataset: AnyDataset, wish: Wish) -> Placement:
         failure = e
     if wish.together:
         kinds = [kind for kind in get_args(Kind) if kind != "auto"]
-        told = [number for (number,) in gather_numbers([-1 if placement is None else kinds.index(placement.kind)])]
+        own = -1 if placement is None else kinds.index(placement.kind)
+        told = [number for (number,) in gather_numbers([own], wish.device)]
         if failure is None and min(told) < 0:
             failure = PlacementError(f"rank {told.index(-1)} cannot place the samples; see what it says.")
-        elif placement is not None and max(told) != kinds.index(placement.kind):
+        elif placement is not None and max(told) != own:
             reason = f"as rank {told.index(max(told))} has to"
             placement = Placement(kind=kinds[max(told)], reason=f"{describe(dataset)}, {reason}")
     if failure is not None or placement is None:
@@ -197,10 +199,11 @@ def make_store(
         return MappedStore(shards, dataset.places, pinned=pinned, in_place=wish.in_place)
     if placement.kind == "gpu_sharded":
         # Nobody else's: it changes as the ranks swap.
-        every = torch.arange(len(dataset)) if ids is None else ids
+        every = torch.arange(len(dataset), device="cpu") if ids is None else ids
         read = MappedStore(shards, dataset.places, pinned=pinned).gather
         total = len(holdings.first(wish.rank)) * dataset.row_bytes
-        with byte_bar(f"load {dataset.split}", total, wish.progress) as advance:
+        bar = byte_bar(f"load {dataset.split}", total, wish.progress)
+        with _enough_memory(placement.kind, total, wish.device), bar as advance:
             return ShardedStore(
                 holdings, every, wish.rank, read, shards[0][:0], wish.device, swap=wish.together, advance=advance
             )
@@ -213,18 +216,47 @@ def _copy(dataset: Dataset, wish: Wish, kind: Whole) -> torch.Tensor:
     """Return all samples in one tensor in the wished memory: the one that is there already, or a new one."""
     name = _name(dataset, wish, kind)
     found = copies.find(name)
-    if name.together and not all(there for (there,) in gather_numbers([int(found is not None)])):
+    if name.together and not all(there for (there,) in gather_numbers([int(found is not None)], wish.device)):
         found = None  # a rank has let go of its own already, and a new one is made by all of them
     if found is not None:
         return found
     shards = dataset.shards
-    with byte_bar(f"load {dataset.split}", dataset.num_bytes, wish.progress) as advance:
+    bar = byte_bar(f"load {dataset.split}", dataset.num_bytes, wish.progress)
+    with _enough_memory(kind, dataset.num_bytes, wish.device), bar as advance:
         if kind == "host":
-            samples = host_tensor(shards, together=name.together, advance=advance)
+            samples = host_tensor(shards, wish.device, together=name.together, advance=advance)
         else:
             samples = torch.empty((len(dataset), *dataset.sample_shape), dtype=shards[0].dtype, device=wish.device)
             fill(samples, shards, advance=advance)
     return copies.keep(name, samples)
+
+
+def without_steps(dataset: AnyDataset, shares: Shares) -> ConfigError:
+    """Return the error for a split that makes not a single step, with what would."""
+    place, split, count = printable(dataset.path), dataset.split, len(dataset)
+    if not count:
+        return ConfigError(f"{place}: {split} is empty: no image of it could be read (see bad.csv); leave it out.")
+    if not shares.num_samples:
+        return ConfigError(
+            f"{place}: none of the {count:,} samples of {split} has a label; pass shuffle=False to predict them."
+        )
+    return ConfigError(
+        f"{place}: {split} has {shares.num_samples:,} samples, less than one step of {shares.global_batch:,} "
+        f"({shares.batch_size} x {shares.world_size} ranks); use a smaller batch size, or drop_last=False."
+    )
+
+
+@contextmanager
+def _enough_memory(kind: str, num_bytes: int, device: torch.device) -> Iterator[None]:
+    """Say in one sentence that the GPU lacks memory for samples: between choosing and taking, others took of it."""
+    try:
+        yield
+    except torch.OutOfMemoryError as e:
+        free, total = torch.cuda.mem_get_info(device)
+        raise PlacementError(
+            f'placement="{kind}": {device} has no {gib(num_bytes)} in one piece for the samples ({gib(free)} of '
+            f'{gib(total)} are free); use placement="host", or end what else is on that GPU.'
+        ) from e
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, set_seed
 
+from fastload.agreement import check_labels, check_outputs
 from fastload.checkpoint import save_checkpoint
 from fastload.config import TrainConfig
 from fastload.devices import computes_bfloat16, leave_group, parse_device, set_switches
@@ -21,8 +22,7 @@ from fastload.errors import ConfigError, TrainError
 from fastload.evaluation import Evaluation, Totals, draw_confusion, loss_of, sums_on, write_confusion
 from fastload.loader import Loader
 from fastload.optim import train_mode
-from fastload.phases import Phase as Phase
-from fastload.phases import Run
+from fastload.phases import Phase, Run
 from fastload.profiling import Timing, judge
 from fastload.profiling.report import write_json
 from fastload.results import Epoch, TrainResult, make_output, names_of, report, shown_settings
@@ -80,12 +80,13 @@ class Trainer:
             info: what checkpoints and `result.json` should say, e.g. model name, normalization, origin of weights.
 
         Raises:
-            ConfigError: `output` cannot be made, or a file of it cannot be written, or a phase names no parameter.
+            ConfigError: loss, labels and outputs do not fit, `output` cannot be written, a phase names no parameter.
             TrainError: the loss is no longer a number.
             CheckpointError: a checkpoint cannot be written, or `resume` found one of other settings.
         """
-        config, output = self.config, make_output(self.config, self.is_main)
-        phases = list(phases or [Phase("all", config.epochs)])
+        config, phases = self.config, list(phases or [Phase("all", self.config.epochs)])
+        check_labels(config.loss, [train, valid, *(loader for p in phases for loader in (p.train, p.valid))])
+        output = make_output(config, self.is_main)
         settings = settings_of(config, self.accelerator, phases, (train, valid))
         resumed = find_state(output / STATE_NAME, settings, self.accelerator) if config.resume else None
         about = {**names_of(train.dataset), "config": shown_settings(config), **(info or {})}
@@ -146,9 +147,8 @@ class Trainer:
                 restore_generators(run.resumed, accelerator)
         bar.epoch_begins(number, run.steps, position.batch)
         sums = sums_on(accelerator.device, position.loss_sum, done) / accelerator.num_processes
-        train_mode(run.model)
-        is_traced = self.config.trace and self.is_main and number == 0
-        with closing(Trace(run.output if is_traced else None)) as trace:
+        train_mode(run.model, run.phase.trainable)
+        with closing(Trace(run.output if self.config.trace and self.is_main and number == 0 else None)) as trace:
             for images, labels in run.meter.watch(run.train):
                 if run.resumed is not None:
                     if position.batch:
@@ -157,7 +157,7 @@ class Trainer:
                     run.resumed = None
                 elif number == position.batch == 0:
                     run.tracker.first_batch(run.model, images)
-                    train_mode(run.model)
+                    train_mode(run.model, run.phase.trainable)
                 position.batch += 1
                 loss, has_stepped = self._batch(run, images, labels)
                 sums += torch.stack([loss * len(labels), torch.full_like(loss, len(labels))]).to(sums)
@@ -198,6 +198,8 @@ class Trainer:
         with nullcontext() if is_last else accelerator.no_sync(run.prepared):
             with accelerator.autocast():
                 outputs = run.prepared(images)
+            if not run.position.updates:
+                check_outputs(config.loss, outputs, labels, len(run.train.dataset.classes))
             loss = loss_of(config.loss, outputs, labels, smoothing=config.label_smoothing)
             accelerator.backward(loss / window)
         if is_last:
@@ -231,9 +233,8 @@ class Trainer:
         run.save()
 
     def _end(self, run: Run, train: Loader, about: dict[str, Any]) -> TrainResult:
-        timing, best = run.meter.result(), run.position.best
+        timing, best, device = run.meter.result(), run.position.best, self.accelerator.device.type
         assert best is not None  # every phase has an epoch
-        device = self.accelerator.device.type
         result = TrainResult(
             output=run.output, seconds=run.seconds, best=best, epochs=tuple(run.position.epochs),
             data_wait=timing.wait_share, verdict=str(judge(timing.wait_share, timing.num_steps, device)),

@@ -95,7 +95,7 @@ def build(
         options: passed on to timm or torchvision, e.g. `drop_rate`.
 
     Raises:
-        ConfigError: no such model.
+        ConfigError: no such model, or none with these options.
         CheckpointError: as `resolve`; or the file is damaged or of another model.
     """
     found = resolve(weights, model_name)
@@ -168,10 +168,17 @@ def _create(model_name: str, num_classes: int, options: dict[str, Any]) -> torch
     import torchvision
 
     find_published(model_name)  # an unknown name is said in one sentence
-    if timm.is_model(model_name):
-        model: torch.nn.Module = timm.create_model(model_name, num_classes=num_classes, **options)
-    else:
-        model = torchvision.models.get_model(model_name, num_classes=num_classes, **options)
+    create: Any = timm.create_model if timm.is_model(model_name) else torchvision.models.get_model
+    try:
+        model: torch.nn.Module = create(model_name, num_classes=num_classes, **options)
+    except Exception as e:  # each model says it its own way
+        if not options:
+            raise
+        given = ", ".join(f"{key}={value!r}" for key, value in options.items())
+        raise ConfigError(
+            f"model {printable(model_name)} cannot be made with {printable(given)} ({printable(e).rstrip('.')}); pass "
+            "other values, or another model."
+        ) from e
     return model
 
 
@@ -249,17 +256,25 @@ def _download(published: Published, looked: list[str]) -> Weights | None:
 def _fetch(url: str, file: Path) -> str:
     """Download `url` to `file`, whole or not at all; return why that failed, or nothing."""
     named = _HASH.search(file.name)
+    part = file.with_name(f".{os.getpid()}-{file.name}")  # several ranks may fetch it
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(STALL_SECONDS)  # torch's download has no other way to be given one
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(file), named and named[1], progress=sys.stderr.isatty())
+        torch.hub.download_url_to_file(url, str(part), named and named[1], progress=sys.stderr.isatty())
+        if named is None:  # what was cut off on its way is told by nothing but itself
+            load_weights(part)
+        part.replace(file)
+    except CheckpointError:
+        return "what came is no whole file of weights"
     except RuntimeError:
         return "what came has not the checksum in its name"
     except Exception as e:  # what a broken connection raises depends on where it breaks
         return f"the download broke off ({type(e).__name__})"
     finally:
         socket.setdefaulttimeout(before)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
     return ""
 
 

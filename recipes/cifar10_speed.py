@@ -12,7 +12,6 @@ Trainer of every other recipe. Jordan's airbench94.py comes to 94.01% in 9.9 epo
 here: bfloat16, another schedule, biases that do not decay. The seconds of a run are those of its epochs, loading
 included, and of one evaluation at its end. What comes before the first run (whitening, compiling, a warm-up of three
 steps) is told apart; moving data into memory when a run begins, and a checkpoint after each epoch, are left out.
-
 Not measured on a GPU yet; on a CPU it was run for a few steps only.
 """
 
@@ -26,7 +25,7 @@ from typing import Any, Literal
 import torch
 import torchvision.transforms.v2 as T
 import tyro
-from inputs import open_resident
+from inputs import check_range, open_resident
 from lookahead import Lookahead
 from several import in_new_folder, tell
 from speed_network import Views, make_network, whitening
@@ -73,6 +72,7 @@ class Settings(fastload.TrainConfig):
 
 def main(s: Settings) -> None:
     """Train `runs` times on `train`; tell accuracies on `test` after the last epoch, and seconds."""
+    check_range(s, 1, "runs", "width")
     if s.resume or s.ema is not None:
         raise ConfigError("--resume and --ema do not go with Lookahead, whose weights are not saved; leave them out.")
     begin = time.perf_counter()

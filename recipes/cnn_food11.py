@@ -73,7 +73,7 @@ class Food11(nn.Sequential):
 def main(s: Settings) -> None:
     """Train on `train`, and keep what has the lowest loss on `valid`."""
     trainer = fastload.Trainer(s)
-    train, valid = (open_resident(s.dataset, split) for split in ("train", "valid"))
+    train, valid = (open_resident(s.dataset, split, channels=3) for split in ("train", "valid"))
     network, origin = make(s.model, len(train.classes), s.size, s.weights)
     check_takes(network, s.size)
 

@@ -18,7 +18,7 @@ import fastload
 from fastload import settings
 from fastload.config import Precision
 from fastload.errors import ConfigError, printable
-from fastload.profiling.report import command, environment, write_json
+from fastload.profiling.report import described, write_json
 from fastload.records import UNLABELLED
 
 
@@ -79,7 +79,7 @@ def main(s: Settings) -> None:
         print(f"{row['accuracy']:7.2%}  {row['model']}, vote {row['vote']:g}  ({printable(file)})")
     print(f"{together:7.2%}  together{', with mirrored images' if s.tta else ''}: {len(labels):,} images of {s.split}")
     write_json(s.result, {
-        "schema": "fastload-ensemble", "version": 1, "command": command(), **environment(),
+        "schema": "fastload-ensemble", "version": 1, **described(),
         "num_processes": trainer.accelerator.num_processes, "device": trainer.accelerator.device.type,
         "data": {"name": dataset.source_name, "digest": dataset.digest, "split": s.split, "images": len(labels)},
         "tta": s.tta, "members": members, "accuracy": together,

@@ -22,6 +22,7 @@ from typing import Literal
 
 import torch
 import tyro
+from inputs import check_range
 from models import mlp
 from several import in_new_folder, tell
 from torch import nn
@@ -55,6 +56,10 @@ class Settings(fastload.TrainConfig):
     schedule: Schedule = "constant"
     loss: Literal["cross_entropy", "bce", "mse"] = "bce"
     output: Path = Path("runs/mlp_diabetes")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, 1, "hidden")
 
 
 def main(s: Settings) -> None:

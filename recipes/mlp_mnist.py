@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import torchvision.transforms.v2 as T
 import tyro
-from inputs import open_resident
+from inputs import check_range, open_resident
 from models import mlp
 
 import fastload
@@ -41,6 +41,11 @@ class Settings(fastload.TrainConfig):
     weight_decay: float = 0.0
     schedule: Schedule = "constant"
     output: Path = Path("runs/mlp_mnist")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, 1, "hidden")
+        check_range(self, 0, "dropout", below=1)
 
 
 def main(s: Settings) -> None:

@@ -19,6 +19,7 @@ from typing import Literal
 
 import torch
 import tyro
+from inputs import check_range
 from models import Affine, mlp
 from torch import nn
 
@@ -49,6 +50,10 @@ class Settings(fastload.TrainConfig):
     loss: Literal["cross_entropy", "bce", "mse"] = "mse"
     monitor: Literal["accuracy", "loss"] = "loss"
     output: Path = Path("runs/mlp_temps")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, 1, "hidden")
 
 
 def main(s: Settings) -> None:

@@ -8,7 +8,6 @@ way here, so a validation image gets the very probabilities that it got in valid
 
 from __future__ import annotations
 
-import csv
 import io
 import sys
 from collections import Counter
@@ -27,7 +26,7 @@ from fastload import settings
 from fastload.decode import decode
 from fastload.devices import parse_device
 from fastload.errors import ConfigError, DecodeError, printable
-from fastload.files import write_whole, writing
+from fastload.files import write_table, write_whole, writing
 from fastload.sheet import contact_sheet
 from fastload.sources.scan import walk
 
@@ -84,18 +83,18 @@ def main(s: Settings) -> None:
         counts = Counter(told[0][0] for _, told in seen)
         print(f"{len(seen):,} images: " + ", ".join(f"{n:,} {name}" for name, n in counts.most_common()))
 
-    text, drawn = io.StringIO(), io.BytesIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["file", *(f"{what}{k + 1}" for k in range(len(seen[0][1])) for what in ("class", "probability"))])
-    table.writerows([file, *(x for name, share in told for x in (name, f"{share:.4f}"))] for file, told in seen)
+    head = ("file", *(f"{what}{k + 1}" for k in range(len(seen[0][1])) for what in ("class", "probability")))
+    rows = ((file, *(x for name, share in told for x in (name, f"{share:.4f}"))) for file, told in seen)
     sheet = contact_sheet(
         [image for *_, image in unsure], [told for _, told, _ in unsure], columns=min(6, len(unsure)), cell=160
     )
-    sheet.save(drawn, "png")
-    for out, data in ((s.table, text.getvalue().encode()), (s.sheet, drawn.getvalue())):
-        with writing(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(out, [data])
+    sheet.save(drawn := io.BytesIO(), "png")
+    with writing(s.table):
+        s.table.parent.mkdir(parents=True, exist_ok=True)
+        write_table(s.table, head, rows)
+    with writing(s.sheet):
+        s.sheet.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(s.sheet, [drawn.getvalue()])
     print(f"wrote {printable(s.table)} and {printable(s.sheet)}")
 
 

@@ -28,7 +28,6 @@ from fastload import settings
 from fastload.config import Optimizer, Schedule
 from fastload.placement import Kind
 from fastload.results import TrainResult
-from fastload.train import Phase
 from fastload.weights import build
 
 
@@ -74,7 +73,7 @@ def main(s: Settings) -> None:
 def train(s: Settings) -> tuple[fastload.Trainer, TrainResult, str]:
     """Train in one or two phases; return by whom, what came of it, and where the first weights were from."""
     trainer = fastload.Trainer(s)
-    train, valid = (open_resident(s.dataset, split) for split in ("train", "valid"))
+    train, valid = (open_resident(s.dataset, split, channels=3) for split in ("train", "valid"))
     network, origin = build(s.model, len(train.classes), s.weights)
     crop = s.crop or max(32, s.size * 7 // 8 // 32 * 32)
     check_takes(network, crop // 2 if s.small_epochs else crop, s.size if s.augment == "strong" else crop)
@@ -86,12 +85,13 @@ def train(s: Settings) -> tuple[fastload.Trainer, TrainResult, str]:
         return {"train": fastload.Loader(train, s.batch_size, augment=augment, **shared),
                 "valid": fastload.Loader(valid, s.batch_size, augment=plain, shuffle=False, **shared)}  # fmt: skip
 
-    phases = [Phase(name="all", epochs=s.epochs, lr=s.lr)]
+    phases = [fastload.Phase(name="all", epochs=s.epochs, lr=s.lr)]
     if s.small_epochs:
-        phases.insert(0, Phase(name="small", epochs=s.small_epochs, lr=s.lr, **loaders(s.size // 2, crop // 2)))
+        half = loaders(s.size // 2, crop // 2)
+        phases.insert(0, fastload.Phase(name="small", epochs=s.small_epochs, lr=s.lr, **half))
     head_epochs = s.epochs * (s.weights != "none") if s.head_epochs is None else s.head_epochs
     if head_epochs:
-        phases.insert(0, Phase(name="head", epochs=head_epochs, lr=s.head_lr, trainable=head_of(network)))
+        phases.insert(0, fastload.Phase(name="head", epochs=head_epochs, lr=s.head_lr, trainable=head_of(network)))
     info = {
         "model": s.model, "weights": origin, "augment": s.augment, "size": s.size, "batch_size": s.batch_size,
         "crop": s.size if s.augment == "strong" else crop, "mean": MEAN, "std": STD, "images": train.manifest.settings

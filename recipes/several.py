@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import fastload
 from fastload.formats import Dataset
-from fastload.profiling.report import command, environment, write_json
+from fastload.profiling.report import described, write_json
 from fastload.results import TrainResult, make_output, shown_settings
 
 Config = TypeVar("Config", bound=fastload.TrainConfig)
@@ -42,7 +42,7 @@ def tell(
     seconds = sum(result.seconds for result in results)
     print(f"accuracy {accuracy:.2%} ({what}, deviation {deviation:.2%}); {seconds:.1f} s in all; {beside}".rstrip("; "))
     content = {
-        "schema": "fastload-runs", "version": 1, "command": command(), **environment(),
+        "schema": "fastload-runs", "version": 1, **described(),
         "data": {"name": dataset.source_name, "digest": dataset.digest, "train": len(dataset)},
         "what": what, "beside": beside, "accuracy": round(accuracy, 4), "deviation": round(deviation, 4),
         "accuracies": [round(a, 4) for a in accuracies], "seconds": round(seconds, 1), "config": shown_settings(s),

@@ -28,7 +28,6 @@ from transfer import MEAN, STD, head_of
 import fastload
 from fastload import settings
 from fastload.config import Optimizer, Schedule
-from fastload.train import Phase
 from fastload.weights import build
 
 
@@ -62,7 +61,7 @@ class Settings(fastload.TrainConfig):
 def main(s: Settings) -> None:
     """Fine-tune on `train`, and tell how well it does on `valid`."""
     trainer = fastload.Trainer(s)
-    train, valid = (open_resident(s.dataset, split) for split in ("train", "valid"))
+    train, valid = (open_resident(s.dataset, split, channels=3) for split in ("train", "valid"))
     network, origin = build(s.model, len(train.classes), s.weights)
     check_takes(network, s.crop)
 
@@ -72,7 +71,7 @@ def main(s: Settings) -> None:
     train_loader = fastload.Loader(train, s.batch_size, augment=augment, seed=s.seed)
     valid_loader = fastload.Loader(valid, s.batch_size, augment=plain, shuffle=False)
 
-    phase = Phase(
+    phase = fastload.Phase(
         name="head" if s.frozen else "all", epochs=s.epochs, lr=s.lr, trainable=head_of(network) if s.frozen else None
     )
     info = {

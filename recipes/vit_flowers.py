@@ -7,7 +7,9 @@ A transformer has to learn what a convolution is born with: that neighbouring pi
 is one wherever it stands. So: patches of 8 pixels, crops of any part of the picture, RandAugment, MixUp or CutMix of
 every batch, erasing, stochastic depth, warm-up, AdamW with decay, clipped gradients, a running mean of the weights.
 
-Not measured yet; the tests run it for two steps.
+Measured: 40 epochs on flowers5 (3,887 photographs) from scratch, 57.0% (best epoch 57.4%) in 3,035 s, where a ResNet-18
+of the same size reaches 68% in 14: transformers want more pictures, more epochs, or published weights (--weights auto).
+On 2 cores of AMD EPYC, shared with other work; torch 2.11.0, Python 3.11.7, 2026-11-22.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from pathlib import Path
 import torch
 import torchvision.transforms.v2 as T
 import tyro
-from inputs import open_resident
+from inputs import check_range, open_resident
 
 import fastload
 from fastload import settings
@@ -56,11 +58,17 @@ class Settings(fastload.TrainConfig):
     ema: float | None = 0.998
     output: Path = Path("runs/vit_flowers")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, 1, "size", "patch_size", "depth")
+        check_range(self, 0, "drop_path", below=1)
+        check_range(self, 0, "mixup")
+
 
 def main(s: Settings) -> None:
     """Train on `train`, and tell how well it does on `valid`."""
     trainer = fastload.Trainer(s)
-    train, valid = (open_resident(s.dataset, split) for split in ("train", "valid"))
+    train, valid = (open_resident(s.dataset, split, channels=3) for split in ("train", "valid"))
     options = {"img_size": s.size, "patch_size": s.patch_size, "depth": s.depth, "drop_path_rate": s.drop_path}
     network, origin = build(s.model, len(train.classes), s.weights, **options)
 

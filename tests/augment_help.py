@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import torch
+import torchvision.transforms.v2 as v2
 
 from fastload.augment import Augment, philox
 from fastload.augment.arithmetic import HostNumbers, Keys
@@ -13,6 +14,18 @@ from fastload.augment.plan import Plan
 from fastload.augment.spec import parse, plan
 
 SEED, EPOCH = 3, 4
+
+# Transforms that take an image of one level (the first) to another of one (the second).
+FLAT = {
+    "resize and autocontrast": ([v2.Resize((13, 11)), v2.RandomAutocontrast(1.0)], 200, 200),
+    "warp and autocontrast": (
+        [v2.RandomAffine(9, None, (2, 2), interpolation=v2.InterpolationMode.BILINEAR), v2.RandomAutocontrast(1.0)],
+        200,
+        200,
+    ),
+    "sharpness and autocontrast": ([v2.RandomAdjustSharpness(1.7, 1.0), v2.RandomAutocontrast(1.0)], 77, 77),
+    "resize and solarize": ([v2.Resize((13, 11)), v2.RandomSolarize(255, 1.0)], 255, 0),
+}
 
 
 def batch(num_images: int, height: int, width: int, channels: int = 3) -> torch.Tensor:

@@ -14,13 +14,11 @@ import numpy as np
 import pytest
 import torch
 
+from tests.gpu_help import asks_for_gpus
+
 # Loaders take a GPU where there is one. What is not about GPUs is the same everywhere: they are seen by -m gpu only.
 # xdist's processes do not see the command line, but have the environment of the one that does.
-if not (
-    any("gpu" in word for word in sys.argv)
-    or os.environ.get("FASTLOAD_REQUIRE_CUDA") == "1"
-    or "PYTEST_XDIST_WORKER" in os.environ
-):
+if "PYTEST_XDIST_WORKER" not in os.environ and not asks_for_gpus(sys.argv[1:]):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels then run, slowly, on tiny images
@@ -31,6 +29,10 @@ from fastload.augment import compiling
 ROOT = Path(__file__).parents[1]
 # Real photographs to test with, where they lie beside the checkout.
 SHARED = ROOT.parent / "shared" / "data"
+# Of the terminal or the service that runs the tests; commands would print in colours, or in columns of its width.
+# Typer looks when it is imported, so before any test is; programs that tests start do not have them either.
+for _name in ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "COLUMNS"):
+    os.environ.pop(_name, None)
 
 # Odd on purpose: nothing divides evenly. Class -> images.
 TRAIN = {"bee": 5, "ant": 4, "wasp": 4}
@@ -40,16 +42,18 @@ VALID = {"bee": 2, "ant": 3, "wasp": 2}
 @pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "kernels" in item.keywords and torch.cuda.is_available():
+        # Not item.keywords, where the name of a parameter stands, too.
+        if item.get_closest_marker("kernels") and torch.cuda.is_available():
             item.add_marker(pytest.mark.gpu)
-        if "gpu" in item.keywords:
+        if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.timeout(1200))  # most of it is Triton compiling
             if not torch.cuda.is_available():
                 item.add_marker(pytest.mark.skip(reason="no CUDA"))
 
 
 def pytest_sessionstart() -> None:
-    if os.environ.get("FASTLOAD_REQUIRE_CUDA") == "1" and not torch.cuda.is_available():
+    promised = os.environ.get("FASTLOAD_REQUIRE_CUDA") == "1" and asks_for_gpus(sys.argv[1:])
+    if promised and not torch.cuda.is_available():
         pytest.exit("FASTLOAD_REQUIRE_CUDA=1, and torch finds no CUDA GPU", returncode=1)
 
 

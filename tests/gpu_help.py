@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from unittest import mock
 
 import torch
+
+
+def asks_for_gpus(words: Sequence[str]) -> bool:
+    """Tell whether pytest's command line asks for the tests marked gpu: by what stands behind its last -m."""
+    chosen = ""
+    for word, following in pairwise([*words, ""]):
+        if found := re.fullmatch(r"-[hlqsvx]*m=?(.*)", word):
+            chosen = found[1] or following
+    return re.search(r"\bgpu\b", re.sub(r"\bnot\s+\w+", "", chosen)) is not None
 
 
 @contextmanager

@@ -6,6 +6,7 @@ Triton's compiler and ptxas, which its wheel carries, ask for no GPU; only launc
 """
 
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,7 @@ PIPELINES = {
     "augmix": [T.CenterCrop(224), T.AugMix()],
     "warp": [T.Resize(240), T.RandomRotation(45, interpolation=T.InterpolationMode.BILINEAR), T.CenterCrop(224)],
     "perspective": [T.RandomPerspective(p=1.0), T.RandomResizedCrop(224)],
+    "two": [T.RandomInvert(), T.RandomCrop(224)],
     "each": [T.RandomCrop(224), T.RandomEqualize(), T.RandomInvert(), T.GaussianBlur(3)],
     "everything": [
         T.RandomResizedCrop(224), T.RandomRotation(30), T.ColorJitter(0.4, 0.4, 0.4, 0.1), T.RandomEqualize(),
@@ -77,7 +79,11 @@ def compiled(pipeline: list[Any], dtype: torch.dtype, sizes: tuple[int, ...] = (
         fused, words = Fused(augment._segments[0], 256, 256, 3), DeviceKeys().get(Keys(0, 0), 0, torch.device("cpu"))
         output = Output(dtype=dtype, memory_format=augment.memory_format, values=augment._spec.values)
         for num_images in sizes:
-            images, ids = torch.zeros((num_images, 256, 256, 3), dtype=torch.uint8), torch.arange(num_images)
+            # The shorter batches are slices that begin anywhere.
+            first = num_images % 2
+            shape = (num_images, 256, 256, 3)
+            images = torch.zeros(first + math.prod(shape), dtype=torch.uint8)[first:].view(shape)
+            ids = torch.arange(first + num_images)[first:]
             fused.run(images, ids, ids, words, fused.draws(ids, words), output)
     finally:
         JITFunction.run = run

@@ -11,10 +11,11 @@ import sys
 import warnings
 from pathlib import Path
 
-from fastload import conversion
+from fastload import conversion, pool
 
 OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
 conversion.SHARD_BYTES = 4 * 20 * 20 * 3
+pool.TASK_ROWS = 2  # so that both processes write into each shard
 folder, scratch = (Path(a) for a in sys.argv[1:])
 warnings.simplefilter("ignore", DeprecationWarning)  # forking beside torch's threads
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from fastload import Augment, Loader, TrainConfig, Trainer, open_dataset
-from fastload.train import Phase
+from fastload.phases import Phase
 
 
 class Network(torch.nn.Module):

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from augment_help import batch, smooth
+from augment_help import FLAT, batch, smooth
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import v2
 
 from fastload import Augment, Loader, loader, open_dataset
-from fastload.augment import AlternatingFlip, Cutout, MixUp, arithmetic, compiling, cpu
+from fastload.augment import AlternatingFlip, Cutout, MixUp, arithmetic, batched, compiling, cpu
 from fastload.augment.philox import derive, draw_words
 from fastload.errors import TransformError
 from tests.conftest import ROOT
@@ -31,8 +31,12 @@ def monkeypatch_module() -> Iterator[pytest.MonkeyPatch]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _compiled(monkeypatch_module: pytest.MonkeyPatch) -> None:
+def _compiled(monkeypatch_module: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch_module.setattr(compiling, "WORTH_BATCHES", 0)
+    # Tiny batches, too, are made in several ranges, each by one of two threads.
+    monkeypatch_module.setattr(batched, "RANGE_BYTES", 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
     # The longer one on the other core, into the cache; where there is none, it is compiled here.
     build = "from fastload.augment.compiled_colour import build; build()"
     beside = subprocess.Popen([sys.executable, "-c", build], cwd=ROOT)
@@ -40,6 +44,8 @@ def _compiled(monkeypatch_module: pytest.MonkeyPatch) -> None:
     assert beside.wait(timeout=300) == 0
     for kind in (compiling.Compiled, compiling.Coloured):
         assert compiling._build(os.getpid(), kind).result(timeout=300) is not None
+    yield
+    torch.set_num_threads(before)
 
 
 def both_ways(augment: Augment, images: torch.Tensor, epoch: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -121,6 +127,13 @@ def test_chains_with_colours_and_warps_are_torchs_bytes(
             assert torch.equal(painted, plain)
 
 
+@pytest.mark.parametrize("name", FLAT)
+def test_an_image_of_one_level_stays_one(name: str) -> None:
+    transforms, level, expected = FLAT[name]
+    for made in both_ways(Augment(transforms), torch.full((3, 33, 47, 3), level, dtype=torch.uint8)):
+        assert (made * 255 - expected).abs().max() < 0.02
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     size=st.tuples(st.integers(4, 40), st.integers(4, 40)), counts=st.lists(st.integers(1, 5), min_size=1, max_size=4),
@@ -200,6 +213,20 @@ def test_a_loader_that_draws_ahead_gives_the_same_batches(
         assert len(got) == len(expected)
         assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
     assert set(asked) == {1, 2}  # batches of 3, and the last ones
+
+
+@pytest.mark.parametrize("is_ahead", [True, False])
+def test_a_loaders_batch_is_what_a_call_gives_for_its_seed_and_epoch(dataset: Path, is_ahead: bool) -> None:
+    opened = open_dataset(dataset)
+    stored = torch.stack([opened[i][0] for i in range(13)])
+    augment = Augment([v2.RandomCrop(17, padding=2), v2.ColorJitter(0.4)][: 1 if is_ahead else 2])
+    assert (augment.ahead(stored, [torch.arange(4)]) is not None) == is_ahead
+    made = Loader(opened, 4, augment=augment, device="cpu", seed=5)
+    made.set_epoch(3)
+    for images, labels in made:
+        ids = made.batch_ids
+        assert torch.equal(images, augment(stored[ids], ids=ids, epoch=3, seed=5))
+        assert torch.equal(labels, opened.labels[ids])
 
 
 def test_rows_are_taken_out_of_the_store(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,6 +81,12 @@ def test_kernels_on_grey_images(name: str) -> None:
 
 
 @pytest.mark.kernels
+@pytest.mark.parametrize("transform", [v2.RandomEqualize(1.0), v2.RandomErasing(1.0, value="random")])
+def test_kernels_make_three_channels_alike_of_a_grey_one(transform: object) -> None:
+    compare([transform, v2.Grayscale(3)], 2, 31, 33, channels=1)  # as many pixels as equalizing takes
+
+
+@pytest.mark.kernels
 @pytest.mark.parametrize(
     "name", ["copy", "fold", "crop", "pad and resize", "nearest warp", "perspective", "jitter", "trivial"]
 )
@@ -90,7 +96,9 @@ def test_kernels_on_one_pixel(name: str) -> None:
 
 @pytest.mark.kernels
 def test_kernels_on_many_and_on_large_images() -> None:
-    compare([*PIPELINES["crop"], v2.RandomEqualize(0.1)], 64, 7, 13)
+    # Of large images a few pixels: the interpreter is slow.
+    compare([v2.RandomCrop((5, 9)), *PIPELINES["crop"], v2.ColorJitter(0.4, 0, 0.4, 0.1)], 64, 255, 257)
+    compare([v2.RandomCrop((5, 9)), v2.TrivialAugmentWide()], 64, 255, 257)
     compare([v2.RandomCrop((37, 41)), v2.RandomInvert(), v2.RandomErasing(1.0, (0.1, 0.3))], 1, 255, 257)
 
 
@@ -200,14 +208,14 @@ def test_augment_by_kernels_is_augment(monkeypatch: pytest.MonkeyPatch) -> None:
     images, labels = smooth(5, 12, 11).to(DEVICE), torch.arange(5, device=DEVICE)
     augment = Augment([v2.RandomResizedCrop(7), v2.RandomHorizontalFlip(), MixUp(num_classes=5)])
     got, soft = augment(images, labels, seed=2, epoch=1)
-    expected, expected_soft = augment.reference(images, labels, seed=2, epoch=1)
-    assert_same(got, expected)
-    assert torch.allclose(soft, expected_soft, atol=1e-6)
+    expected, expected_soft = augment.reference(images.cpu(), labels.cpu(), seed=2, epoch=1)
+    assert_same(got.cpu(), expected)
+    assert torch.allclose(soft.cpu(), expected_soft, atol=1e-6)
     two = Augment([v2.RandomResizedCrop(7)], views=2)
     ids = torch.tensor([3, 0])
     rows = ids.to(DEVICE)
-    for a, b in zip(two(images, rows=rows, ids=ids), two.reference(images[rows], ids=ids), strict=True):
-        assert_same(a, b)
+    for a, b in zip(two(images, rows=rows, ids=ids), two.reference(images[rows].cpu(), ids=ids), strict=True):
+        assert_same(a.cpu(), b)
 
 
 # --- the CPU's own way ---
@@ -275,6 +283,27 @@ def test_a_gpu_gives_the_pixels_of_the_reference(name: str) -> None:
         augment = Augment(PIPELINES[name])
         images = smooth(num, height, width)
         assert_same(augment(images.cuda(), epoch=2).cpu(), augment.reference(images, epoch=2))
+
+
+@pytest.mark.gpu
+def test_tf32_changes_nothing() -> None:
+    augment, images = Augment(v2.RandomResizedCrop(40)), batch(8, 64, 50)
+    expected, before = augment.reference(images), torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        assert_same(augment.reference(images.cuda()).cpu(), expected)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.gpu
+def test_labels_that_stay_on_the_cpu_are_mixed_by_the_shares_of_a_busy_gpu() -> None:
+    augment, images, labels = Augment(MixUp(num_classes=8, per_sample=True)), smooth(8, 12, 11), torch.arange(8)
+    expected = augment.reference(images, labels, seed=2)[1]
+    augment(images.cuda(), labels)  # compiled, before the GPU is kept busy
+    torch.cuda._sleep(10**8)
+    soft = augment(images.cuda(), labels, seed=2)[1]
+    assert torch.allclose(soft, expected, atol=1e-6)
 
 
 @pytest.mark.gpu

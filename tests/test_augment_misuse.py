@@ -1,15 +1,19 @@
 """What people write that is unusual, or wrong: options as torchvision takes them, and mistakes that are told."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torchvision.transforms as v1
 import torchvision.transforms.v2 as v2
+from torch.overrides import TorchFunctionMode
 from torchvision.transforms.v2 import functional as F
 
-from fastload.augment import Augment, CutMix, Cutout, MixUp
+from fastload.augment import Augment, CutMix, Cutout, MixUp, reference
+from fastload.augment.arithmetic import HostNumbers, Keys
+from fastload.augment.spec import parse, plan
 from fastload.errors import TransformError
 from tests.augment_help import batch, smooth
 
@@ -128,3 +132,62 @@ def test_a_fill_of_more_channels_than_the_image_is_told(transform: object) -> No
 )  # fmt: skip
 def test_explain_counts_the_launches_that_there_are(transforms: list[object], launches: int) -> None:
     assert f"on a GPU: {launches} launches" in Augment(transforms).explain(12, 12)
+
+
+def test_rows_on_another_device_than_the_images_are_told() -> None:
+    rows = torch.zeros(2, dtype=torch.int64, device="meta")
+    with pytest.raises(TransformError, match="rows are on meta, the images on cpu"):
+        Augment([])(batch(3, 8, 8), rows=rows)
+
+
+class Products(TorchFunctionMode):
+    """Notes in which precision float32 is multiplied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.precisions: list[str] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func is torch.bmm:
+            self.precisions.append(torch.backends.mkldnn.matmul.fp32_precision)  # type: ignore[attr-defined]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "matmul"), reason="torch 2.8 has no such setting for CPUs")
+def test_resampling_multiplies_in_full_whatever_a_training_does() -> None:
+    augment, images, before = Augment(v2.RandomResizedCrop(9)), batch(3, 20, 20), torch.get_float32_matmul_precision()
+    expected = augment.reference(images)
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with Products() as products:
+            assert torch.equal(augment.reference(images), expected)
+        assert set(products.precisions) == {"ieee"}
+        assert torch.get_float32_matmul_precision() == "medium"
+        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"  # type: ignore[attr-defined]
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+class Copies(TorchFunctionMode):
+    """Notes which copies to the CPU nobody waits for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unwaited: list[torch.Tensor] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        made = func(*args, **(kwargs or {}))
+        if func is torch.Tensor.to and (kwargs or {}).get("non_blocking") and made.device.type == "cpu":
+            self.unwaited.append(made)
+        return made
+
+
+def test_labels_on_the_cpu_wait_for_the_shares_of_a_gpu() -> None:
+    """As of images on a GPU, where shares are the kernels' and lie there."""
+    drawn = plan(parse(MixUp(num_classes=3)).parts, HostNumbers(np.arange(3), Keys(0, 0)), 8, 8, 3)  # type: ignore[arg-type]
+    (mixing,) = drawn.mixing
+    on_device = replace(mixing, share=torch.from_numpy(np.asarray(mixing.share)))
+    with Copies() as copies:
+        soft = reference.mix_labels(torch.tensor([0, 1, 2]), on_device)
+    assert copies.unwaited == []
+    assert torch.equal(soft, reference.mix_labels(torch.tensor([0, 1, 2]), mixing))

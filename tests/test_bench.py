@@ -1,5 +1,6 @@
 import io
 import json
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -12,17 +13,18 @@ import pytest
 import torch
 from rich.console import Console
 
-from bench import training
+from bench import gpu_util, training
 from bench.cli import main
 from bench.feeds import Feed
 from bench.figures import outcome, update
 from bench.gpu_util import Options as Feeding
-from bench.gpu_util import _feed, _report
+from bench.gpu_util import _feed, _report, _with_dataset
 from bench.outputs import Outputs
 from bench.peers import find_pair, folder_loader, training_folder
 from bench.training import Options, measure
 from fastload.errors import ConfigError, FastloadError
 from fastload.profiling.loops import Feeding as FeedingOf
+from fastload.profiling.report import Action
 from tests.conftest import ROOT, launch, write_folder
 from tests.reports_help import check_report, make_loop
 
@@ -76,6 +78,19 @@ def test_a_command_works_from_here_and_is_cut_where_it_is_written(tmp_path: Path
         {**report, "run": {**report["run"], "entry": "hook"}}, Console(file=io.StringIO())
     )
     assert f" '{data}'" in (tmp_path / "out.json").read_text()
+
+
+def test_the_recipe_that_is_advised_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    advised = Action(text="Convert.", command="fastload convert photos")
+    for folder in (tmp_path, ROOT, ROOT / "bench"):
+        monkeypatch.chdir(folder)
+        command = _with_dataset(advised, Path("my photos.fastload")).command
+        assert command is not None
+        *_, recipe, data = shlex.split(command)
+        assert Path(recipe).is_file()
+        assert data == "my photos.fastload"
+    monkeypatch.setattr(gpu_util, "RECIPE", tmp_path / "recipes" / "resnet_flowers.py")
+    assert _with_dataset(advised, Path("my photos.fastload")).command is None
 
 
 @pytest.mark.processes

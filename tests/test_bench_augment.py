@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from bench import augment
+from bench.figures import _augment
 
 HERTZ = 2e9
 
@@ -66,3 +67,16 @@ def test_a_real_gpu_is_timed_and_traced() -> None:
         seconds, host = augment._time(run, torch.device("cuda", 0))
     assert 0 < seconds < host, "kernels of a few elements end sooner than the host launches them"
     assert augment._launches(run) == 100
+
+
+def test_a_table_has_two_digits_of_what_a_gpu_takes() -> None:
+    def row(ms: float) -> dict[str, float]:
+        return {"ms": ms, "fastload_is_times_faster": 2.0}
+
+    result = {"settings": {"batch_size": 512}, "results": {
+        "crop": {"fastload": row(0.1834), "torchvision": row(9.96)}, "policies": {"fastload": row(9.949)},
+        "jitter": {"fastload": row(1.0), "torchvision": row(1124.801)},
+    }}  # fmt: skip
+    assert _augment(result).splitlines()[2:] == [
+        "| crop | 0.18 | 10 (2.0x) |", "| policies | 9.9 |  |", "| jitter | 1.0 | 1,125 (2.0x) |"
+    ]  # fmt: skip

@@ -10,7 +10,7 @@ from PIL import Image
 
 from bench.convert import BARE, FFCV, LOOP, OURS, make_photographs, measure, say
 from fastload.errors import ConfigError, SourceError
-from fastload.profiling.report import installed
+from fastload.machine import installed
 
 pytestmark = pytest.mark.processes
 
@@ -23,11 +23,9 @@ def test_made_photographs_are_measured(tmp_path: Path, capsys: pytest.CaptureFix
     assert result["data"]["images"] == 22
     assert result["psnr_db"]["median"] > 38
     assert result["peak_memory_mib"] > 50
-    say(result, tmp_path / "result.json")
+    say(result)
     assert "fastload convert" in capsys.readouterr().out
-    text = (tmp_path / "result.json").read_text()
-    assert json.loads(text) == result
-    assert str(tmp_path) not in text
+    assert str(tmp_path) not in json.dumps(result)
 
 
 def test_made_photographs_have_their_size_and_differ(tmp_path: Path) -> None:

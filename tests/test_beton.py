@@ -103,6 +103,7 @@ def test_numbers_that_cannot_be(copy, offset, data, match):
         ((1, W, H + 1), "sample 3"),
         ((2, W, H), "mode 2"),
         ((1, H, W), None),
+        ((0, 65_000, 65_000), "mode 0, width 65000, height 65000"),
     ],
 )
 def test_images_of_no_size(copy, value, match):

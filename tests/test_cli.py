@@ -12,7 +12,7 @@ import pytest
 import typer.main
 from PIL import Image
 
-from fastload import converting
+from fastload import converting, doctor
 from fastload.cli import app, main
 from tests.conftest import ROOT, launch, write_folder
 
@@ -103,6 +103,8 @@ def test_a_cut_by_the_command(tmp_path: Path) -> None:
         (("info", "GOOD"), "no dataset"),
         (("verify", "FILE"), "is a file"),
         (("show", "EMPTY"), "no dataset"),
+        (("show", "GOOD", "--seed", "99999999999999999999"), "seeds lie between"),
+        (("show", "GOOD", "--seed", "-1"), "seeds lie between"),
         (("explode",), "explode"),
     ],
 )
@@ -121,6 +123,27 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(tmp_path: Path, words: tuple[
     assert {p.name for p in tmp_path.iterdir()} == before, "something half-written was left"
     if "Usage" not in done.stderr:
         assert len([line for line in done.stderr.splitlines() if ": " in line and "Error" in line]) == 1
+
+
+def test_only_what_fastload_wrote_is_to_be_deleted(tmp_path: Path) -> None:
+    one, two = (write_folder(tmp_path / name, splits=False) for name in ("photos1", "photos2"))
+    (tmp_path / "train.tar").write_bytes(b"x")
+    (tmp_path / "val.tar").write_bytes(b"x")
+    # Two sources, and a pattern that bash has made two words of: the second is OUT.
+    for words in ((one, two), (tmp_path / "train.tar", tmp_path / "val.tar"), (one, two, "--format", "ffcv")):
+        (tmp_path / "photos2" / "train.json").write_text("{}")
+        done = fastload("convert", *words)
+        assert done.returncode == 2, words
+        assert "exists" in done.stderr
+        assert "fastload" in done.stderr
+        assert "delete" not in done.stderr
+        assert ("quote" in done.stderr) == (words[0].suffix == ".tar")
+    out = tmp_path / "bees.fastload"
+    assert fastload("convert", one, out, "--size", 8, "--task", "1/1").returncode == 0
+    done = fastload("merge", f"{out}.partial/")  # as the shell completes it
+    assert done.returncode == 0, done.stderr
+    assert "delete it first" in fastload("convert", one, out, "--size", 8).stderr
+    assert "delete" not in fastload("merge", out).stderr
 
 
 def test_names_from_data_cannot_steer_the_terminal(tmp_path: Path) -> None:
@@ -147,6 +170,26 @@ def test_doctor_names_versions_and_commands() -> None:
         assert said in done.stdout
     if "not installed" in done.stdout:
         assert 'pip install "fastload[ffcv]"' in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("visible", "state", "said"),
+    [("", "absent", "hidden by CUDA_VISIBLE_DEVICES"), ("-1", "absent", "hidden by CUDA_VISIBLE_DEVICES"),
+     ("0", "broken", "a driver is here"), (None, "broken", "a driver is here")],
+)  # fmt: skip
+def test_doctor_finds_hidden_gpus_no_fault(
+    visible: str | None, state: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = doctor._cuda()
+    assert found.state == state
+    assert found.found.startswith(said)
 
 
 def test_help_does_not_load_torch() -> None:

@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import os
 from pathlib import Path
 from unittest import mock
 
@@ -12,8 +13,10 @@ import pytest
 from fastload.conversion_ffcv import convert_to_ffcv, skipped_in
 from fastload.errors import ConfigError, DatasetError, DecodeError, SourceError
 from fastload.formats.ffcv import open_beton
+from fastload.output import alone_in
 from fastload.records import Record, Source
 from tests.test_cli import fastload
+from tests.test_going_on import grey_png
 
 pytest.importorskip("ffcv")
 
@@ -48,6 +51,36 @@ def test_betons_of_a_folder(folder: Path, tmp_path: Path) -> None:
     assert (out / "train.beton").stat().st_mtime_ns == before
     assert len(open_beton(out / "valid.beton")) == 6
     assert left_out(out).keys() == bad.keys()  # the kept split's, too
+
+
+def test_a_second_converter_touches_nothing_of_the_first(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with alone_in(out):
+        (out / "bad.csv").write_text("the first one's")
+        with pytest.raises(DatasetError, match="is being written by process"):
+            convert_to_ffcv(folder, out)
+        assert (out / "bad.csv").read_text() == "the first one's"
+        (out / "bad.csv").unlink()
+    assert not out.exists()
+
+
+def test_a_run_that_goes_on_takes_no_split_of_images_that_were_changed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    files = [tmp_path / "set" / split / label / "0.png" for split in ("train", "valid") for label in "ab"]
+    for file in files:
+        grey_png(file, 100)
+    files[-1].write_bytes(b"")
+    with pytest.raises(DecodeError, match="the file is empty"):
+        convert_to_ffcv(tmp_path / "set", tmp_path / "out")
+    assert {f.name for f in (tmp_path / "out").iterdir()} == {"train.beton", "train.json"}
+    for file in files:
+        grey_png(file, 200)
+    out = convert_to_ffcv(tmp_path / "set", tmp_path / "out", progress=True)
+    assert "note: train: written anew, since its images have changed" in capfd.readouterr().err
+    for split in ("train", "valid"):
+        assert [image.unique().tolist() for image, _ in open_beton(out / f"{split}.beton")] == [[200], [200]]
+    assert sorted(f.name for f in out.iterdir()) == ["train.beton", "train.json", "valid.beton", "valid.json"]
 
 
 def left_out(out: Path) -> dict[str, str]:
@@ -110,3 +143,30 @@ def test_verify_takes_the_folder(folder: Path, tmp_path: Path) -> None:
     assert found.returncode == 1
     assert "valid.beton" in found.stderr
     assert "1 of 2 files" in found.stderr
+
+
+def test_verify_names_every_beton_that_is_cut_or_lost(folder: Path, tmp_path: Path) -> None:
+    out = convert_to_ffcv(folder, tmp_path / "out.ffcv", max_resolution=8)
+    for command in ("info", "show"):  # which take another kind of dataset
+        found = fastload(command, out)
+        assert found.returncode == 2
+        assert "train.beton" in found.stderr
+        assert "convert" not in found.stderr, "it is converted already"
+    for split in ("train", "valid"):
+        os.truncate(out / f"{split}.beton", 9 << 20)
+    found = fastload("verify", out)
+    assert (found.returncode, found.stdout) == (1, "")
+    assert "train.beton" in found.stderr
+    assert "valid.beton" in found.stderr
+    assert "2 of 2 files" in found.stderr
+    assert fastload("verify", out / "train.beton").returncode == 1
+    (out / "train.beton").unlink()
+    (out / "notes.json").write_text('{"format": "another"}')
+    for place in (out, out / "train.beton"):
+        found = fastload("verify", place)
+        assert found.returncode == 1
+        assert f"{out}/train.beton is missing" in found.stderr.replace("\n", "")
+    (out / "train.json").unlink()
+    found = fastload("verify", out / "train.beton")
+    assert found.returncode == 2, "a path that names nothing is a mistake, no damage"
+    assert "does not exist" in found.stderr

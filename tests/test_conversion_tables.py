@@ -7,14 +7,15 @@ import pytest
 import torch
 
 from fastload import Augment, Loader, convert, open_dataset
-from fastload.conversion import write_table
 from fastload.conversion_tables import convert_table
 from fastload.errors import ConfigError, DatasetError, SourceError
+from fastload.files import write_table
 from fastload.formats.manifest import read_manifest
 from fastload.formats.resident import find_damage
 from fastload.output import Output
 from fastload.sources import detect, read_table
-from tests.conftest import SHARED, write_folder
+from tests.conftest import write_folder
+from tests.tables_help import KINDS, tables_of_the_notes
 from tests.test_cli import fastload
 
 ROWS = [("week", "heat", "side", "y"), *((f"d{i % 3}", i * 1.5, i % 2, 10 * i + 0.5) for i in range(23))]
@@ -146,14 +147,15 @@ def test_a_manifest_of_a_table_that_does_not_hold_together(table: Path, change, 
         open_dataset(out)
 
 
-@pytest.mark.skipif(not (SHARED / "diabetes.csv.gz").exists(), reason="the tables are not there")
-def test_the_tables_of_the_notes_by_command(tmp_path: Path) -> None:
-    done = fastload("convert", SHARED / "diabetes.csv.gz", tmp_path / "d.fastload", "--split", "valid=0.2")
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_tables_of_the_notes_by_command(kind: str, tmp_path: Path) -> None:
+    tables = tables_of_the_notes(kind, tmp_path)
+    done = fastload("convert", tables / "diabetes.csv.gz", tmp_path / "d.fastload", "--split", "valid=0.2")
     assert "606 train, 152 valid; 2 classes, 8 float32" in done.stdout
-    done = fastload("convert", SHARED / "temps.csv", "--target", "actual", "--dry-run")
+    done = fastload("convert", tables / "temps.csv", "--target", "actual", "--dry-run")
     assert "348 train" in done.stdout
     assert "actual (an amount)" in done.stdout
-    done = fastload("convert", SHARED / "temps.csv", tmp_path / "t.fastload", "--target", "actual")
+    done = fastload("convert", tables / "temps.csv", tmp_path / "t.fastload", "--target", "actual")
     assert "348 train; targets to regress on, 14 float32" in done.stdout
     features = open_dataset(tmp_path / "t.fastload").shards[0]
     assert np.allclose(features.mean(0)[[1, 2, 10, 11]], 0, atol=1e-5)
@@ -161,8 +163,8 @@ def test_the_tables_of_the_notes_by_command(tmp_path: Path) -> None:
     assert "14 float32" in fastload("info", tmp_path / "t.fastload").stdout
     for words, said in (
         (("show", tmp_path / "t.fastload"), "has no pictures"),
-        (("convert", SHARED / "temps.csv", tmp_path / "x", "--target", "actual", "--layout", "list"), "--layout means"),
-        (("convert", SHARED / "temps.csv", tmp_path / "x", "--target", "actual", "--task", "1/2"), "--task means"),
+        (("convert", tables / "temps.csv", tmp_path / "x", "--target", "actual", "--layout", "list"), "--layout means"),
+        (("convert", tables / "temps.csv", tmp_path / "x", "--target", "actual", "--task", "1/2"), "--task means"),
     ):
         done = fastload(*words)
         assert done.returncode == 2

@@ -270,7 +270,6 @@ def test_a_mistake_in_the_callers_code_is_left_as_it_is(tmp_path):
     [
         ({"mode": "smart"}, "smart"),
         ({"quality": 0}, "quality=0"),
-        ({"jpeg_share": 1.5}, "jpeg_share=1.5"),
         ({"max_resolution": 0}, "max_resolution=0"),
         ({"max_resolution": 65536}, "max_resolution=65536"),
         ({"workers": 0}, "workers=0"),
@@ -283,6 +282,14 @@ def test_options_that_cannot_be(tmp_path, options, match):
     with pytest.raises(ConfigError, match=match):
         write(out, **options)
     assert not list(tmp_path.iterdir())
+
+
+@needs_ffcv
+def test_a_jpeg_that_would_not_be_opened_again_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastload.formats.ffcv_writer.MAX_PIXELS", H * W - 1)
+    with pytest.raises(DatasetError, match=rf"sample 0 has {W}x{H} pixels; a JPEG in a beton has at most"):
+        write(tmp_path / "a.beton", mode="jpg")
+    write(tmp_path / "a.beton", mode="jpg", max_resolution=W - 1)
 
 
 @needs_ffcv

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from betons import write
@@ -35,6 +36,7 @@ def at_call(owner, name, number):
         return real(*args, **kwargs)
     setattr(owner, name, wrapped)
 
+import fastload.files as files
 import fastload.formats.ffcv_writer as w
 (Path({folder!r}) / "warm").mkdir()
 write(Path({folder!r}) / "warm" / "a.beton")
@@ -43,7 +45,8 @@ points = (
     + [(ffcv.memory_allocator.MemoryAllocator, "flush_page", k) for k in (0, 1)]
     + [(ffcv.writer.DatasetWriter, name, 0) for name in ("prepare", "finalize")]
     + [(w, name, 0) for name in ("check_beton", "sha256_of")]
-    + [(w, "sync", k) for k in range(4)]
+    + [(w, "sync", k) for k in range(2)]
+    + [(files, "sync", 0)]
     + [(Path, "replace", k) for k in range(2)]
 )
 for number in range(len(points) + 6):
@@ -66,6 +69,26 @@ for number in range(len(points) + 6):
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (number, status)
 print(len(points) + 6)
 """
+
+
+@needs_ffcv
+def test_a_writer_that_is_stopped_between_the_two_renames_is_finished_by_the_next(tmp_path):
+    out, renamed, real = tmp_path / "a.beton", [], Path.replace
+
+    def replace(file, target):
+        renamed.append(target)
+        if len(renamed) == 2:
+            raise KeyboardInterrupt
+        return real(file, target)
+
+    with mock.patch.object(Path, "replace", replace), pytest.raises(KeyboardInterrupt):
+        write(out)
+    assert out.exists()
+    assert not out.with_suffix(".json").exists()
+    with pytest.raises(ZeroDivisionError):  # nor does another one that fails make it somebody else's
+        write(out, sample=lambda _: 1 / 0)
+    write(out)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["a.beton", "a.json"]
 
 
 @needs_ffcv

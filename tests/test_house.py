@@ -1,8 +1,11 @@
 """The house's own rules: floors, the frozen surface, and what must not stand in the tree."""
 
 import ast
+import os
 import re
+import shlex
 import subprocess
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import typer.main
 
 import fastload
 from tests.conftest import ROOT
+from tests.gpu_help import asks_for_gpus
 
 FLOORS = {
     0: [
@@ -24,6 +28,8 @@ FLOORS = {
         "memory",
         "recycling",
         "together",
+        "machine",
+        "toolchain",
     ],
     1: ["decode", "placement", "output", "pool", "stores", "sheet", "sources", "formats", "augment", "profiling"],
     2: [
@@ -35,10 +41,12 @@ FLOORS = {
         "plan",
         "loader",
         "storing",
+        "chosen",
         "cut",
     ],
     3: [
         "train",
+        "agreement",
         "checkpoint",
         "config",
         "settings",
@@ -57,10 +65,10 @@ FLOORS = {
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 # One room in several files.
 SAME_FLOOR = {
-    *(("train", room) for room in ("checkpoint", "config", "evaluation", "optim", "phases", "results", "resuming",
-                                   "settings", "tracking")),
+    *(("train", room) for room in ("agreement", "checkpoint", "config", "evaluation", "optim", "phases", "results",
+                                   "resuming", "settings", "tracking")),
     *(("phases", room) for room in ("config", "optim", "resuming", "tracking")),
-    *((room, "config") for room in ("evaluation", "optim", "results", "resuming", "settings", "tracking")),
+    *((room, "config") for room in ("agreement", "evaluation", "optim", "results", "resuming", "settings", "tracking")),
     ("resuming", "checkpoint"), ("resuming", "results"), ("resuming", "settings"), ("tracking", "results"),
     ("weights", "checkpoint"), ("profiler", "gain"), ("cli", "doctor"), ("cli", "options"), ("cli", "converting"),
     ("conversion", "filling"), ("conversion", "plan"), ("filling", "plan"),
@@ -68,7 +76,7 @@ SAME_FLOOR = {
     ("conversion_tables", "conversion"), ("conversion_tables", "plan"),
     ("conversion", "conversion_tables"), ("conversion", "conversion_dask"), ("conversion_dask", "filling"),
     ("conversion_dask", "plan"), ("files", "places"), ("files", "urls"), ("records", "places"), ("places", "urls"),
-    ("resharding", "shares"), ("loader", "storing"), ("loader", "cut"), ("storing", "cut"),
+    ("resharding", "shares"), ("loader", "storing"), ("loader", "chosen"), ("loader", "cut"), ("storing", "cut"),
 }  # fmt: skip
 
 
@@ -159,8 +167,8 @@ def test_bench_and_recipes_are_not_imported_by_the_package() -> None:
 
 def test_the_public_surface_is_this() -> None:
     assert fastload.__all__ == [
-        "convert", "open_dataset", "Loader", "Augment", "profile", "Profile", "Trainer", "TrainConfig", "FastloadError",
-        "__version__",
+        "convert", "open_dataset", "Loader", "Augment", "profile", "Profile", "Trainer", "TrainConfig", "Phase",
+        "FastloadError", "__version__",
     ]  # fmt: skip
     for name in fastload.__all__:
         assert getattr(fastload, name) is not None
@@ -186,13 +194,40 @@ def test_the_commands_and_their_flags_are_these() -> None:
 
 
 def tracked() -> list[Path]:
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, check=False,
-    )  # fmt: skip
-    if listed.returncode:
-        pytest.skip("not a git checkout")
-    return [ROOT / name for name in listed.stdout.decode().split("\0") if name and (ROOT / name).is_file()]
+    """Return the files of the tree that git does not ignore; without git, or where it refuses, all that it would not.
+
+    A checkout that another user owns (a container's) is read like any other.
+    """
+    words = ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        listed = subprocess.run(words, cwd=ROOT, capture_output=True, check=True).stdout
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return walked()
+    return [ROOT / name for name in listed.decode().split("\0") if name and (ROOT / name).is_file()]
+
+
+def walked() -> list[Path]:
+    """Return the files of the tree but for what .gitignore and hidden folders hold."""
+    ignored = [line.strip("/") for line in (ROOT / ".gitignore").read_text().split("\n") if line and line[0] != "#"]
+    found = []
+    for folder, folders, files in os.walk(ROOT):
+        left_out = {n for n in (*folders, *files) if n == ".git" or any(fnmatch(n, pattern) for pattern in ignored)}
+        folders[:] = [name for name in folders if name not in left_out]
+        found += [Path(folder, name) for name in files if name not in left_out]
+    return found
+
+
+def test_without_git_the_same_files_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_git = set(tracked())
+    assert {ROOT / "README.md", ROOT / "fastload" / "cli.py", ROOT / "tests" / "test_house.py"} <= with_git
+
+    def absent(*_: object, **__: object) -> None:
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(subprocess, "run", absent)
+    found = set(tracked())
+    assert with_git <= found  # what a person's own git ignores besides is found, too
+    assert not {"__pycache__", ".git", "runs"} & {part for file in found for part in file.relative_to(ROOT).parts}
 
 
 def test_the_tree_names_no_machine_and_no_package_host() -> None:
@@ -229,6 +264,31 @@ def test_no_file_and_no_function_is_too_long() -> None:
         functions = (n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
         wrong += [f"{name}: {f.name}, {num_lines(f)} lines" for f in functions if num_lines(f) > most[1]]
     assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("line", "asked"),
+    [
+        ("-m gpu", True),
+        ("-mgpu", True),
+        ("-m=gpu", True),
+        ("-qm gpu -n 2", True),
+        ("tests -m 'gpu and not processes'", True),
+        ("-m 'not slow and gpu'", True),
+        ("-m 'processes or gpu'", True),
+        ("", False),
+        ("-m 'not gpu'", False),
+        ("-m 'not  gpu and processes'", False),
+        ("-m gpu -m 'not gpu'", False),  # the last one counts
+        ("-k gpu", False),
+        ("-m kernels -k gpu", False),
+        ("-m gpus", False),
+        ("/data/gpu01/fastload/tests/test_profiling_gpus.py --basetemp=/data/gpu", False),
+        ("--maxfail=1 --markers gpu -m", False),
+    ],
+)
+def test_gpus_are_seen_by_m_gpu_only(line: str, asked: bool) -> None:
+    assert asks_for_gpus(shlex.split(line)) == asked
 
 
 def test_nothing_is_pickled() -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from fastload.records import SPLITS, UNLABELLED, Source
 from fastload.sources import cut_splits, describe, detect
 from tests.conftest import SHARED
+from tests.photographs_help import write_photographs
 from tests.sources_help import (
     Sample,
     a_list,
@@ -117,11 +118,14 @@ def test_a_cut_never_moves_what_has_no_label(truth: list[Sample], seed: int, fra
 # The same photographs, said in every layout.
 
 
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["of the demo", "hymenoptera"])
+def photographs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real ones: a dozen cut from scikit-image's pictures, and hymenoptera where it is beside the checkout."""
+    root = tmp_path_factory.mktemp("photographs")
+    if request.param == "of the demo":
+        return write_photographs(root)
     if not (SHARED / "hymenoptera.tar").exists():
         pytest.skip("hymenoptera.tar is not beside the checkout")
-    root = tmp_path_factory.mktemp("photographs")
     with tarfile.open(SHARED / "hymenoptera.tar") as tar:
         tar.extractall(root, filter="data")
     return root / "hymenoptera"
@@ -152,7 +156,9 @@ def files_of(photographs: Path) -> list[tuple[str, str, str, Path]]:
 def test_photographs_in_class_folders(photographs: Path, truth: set[tuple[str, str, str]]) -> None:
     source = detect(photographs)
     assert hashes(source) == truth
-    assert source.counts() == {"train": 245, "valid": 153}  # with the one placeholder that is no photograph
+    # Of hymenoptera with the one placeholder that is no photograph.
+    few = len(source.records) < 100
+    assert source.counts() == ({"train": 7, "valid": 5} if few else {"train": 245, "valid": 153})
 
 
 def test_photographs_with_labels_in_their_names(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import json
+import os
+import resource
 import socket
 import struct
 import sys
@@ -20,8 +23,9 @@ from PIL import Image
 
 from fastload import convert, open_dataset
 from fastload.errors import ConfigError, DatasetError, DecodeError, SourceError
-from fastload.records import Source
-from fastload.sources import cut_splits, describe, detect
+from fastload.records import Record, Source
+from fastload.sources import cut_splits, describe, detect, parquet
+from fastload.sources.libraries import LibraryReader
 from fastload.sources.parquet import ParquetReader
 from tests.conftest import write_image
 from tests.sources_help import add
@@ -244,8 +248,53 @@ def test_parquet_is_unpacked_once_and_a_full_disk_loses_no_image(
             pytest.raises(DatasetError, match=r"x\.parquet cannot be unpacked to .*No space left.*set TMPDIR"),
         ):
             convert(detect(tmp_path / "a"), tmp_path / "full", size=4, on_bad="skip")
+    gc.collect()  # what the errors held
     assert len(list(Path("/proc/self/fd").iterdir())) <= num_open
     assert not (tmp_path / "full").exists()
+
+
+def test_many_parquet_files_need_few_descriptors(tmp_path: Path) -> None:
+    for number in range(40):
+        write_parquet(tmp_path / "a" / f"{number:02d}.parquet", [(number, 0), (number + 100, 1)])
+    source = detect(tmp_path / "a")
+    highest = max(int(f.name) for f in Path("/proc/self/fd").iterdir())
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 10, limits[1]))
+        source.prepare(source.records)
+        assert source.read(source.records[-1]) == encoded(139)
+        assert source.read(source.records[0]) == encoded(0)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+        with pytest.raises(DatasetError, match="too many open files"):  # of the machine, not of the file
+            ParquetReader(tmp_path / "a", "image.bytes")(source.records[0])
+        with pytest.raises(DatasetError, match="too many open files"):
+            parquet._labels_of(tmp_path / "a" / "00.parquet", None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_row_that_names_a_file_is_read_from_the_datasets_own_folders_alone(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "set" / "1.png", tmp_path / "private.png"
+    (tmp_path / "set").mkdir()
+    for file in (inside, outside):
+        file.write_bytes(file.name.encode())
+    (tmp_path / "set" / "link.png").symlink_to(outside)  # somebody's own, as in any folder of images
+    os.mkfifo(tmp_path / "set" / "pipe")
+    paths = [
+        inside,
+        tmp_path / "set" / "link.png",
+        outside,
+        f"{tmp_path}/set/../private.png",
+        tmp_path / "set" / "pipe",
+    ]
+    rows = [{"image": {"bytes": None, "path": str(path)}} for path in paths]
+    records = [Record(path=f"train/{row:08d}", label=0, split="train") for row in range(len(rows))]
+    read = LibraryReader({"train": rows}, "image", [str(tmp_path / "set")])
+    assert [read(record) for record in records[:2]] == [b"1.png", b"private.png"]
+    for record, said in zip(records[2:], [r"private.*--allow-outside"] * 2 + ["pipe, which is no file"], strict=True):
+        with pytest.raises(DecodeError, match=said):
+            read(record)
+    assert LibraryReader({"train": rows}, "image")(records[2]) == b"private.png"
 
 
 @pytest.mark.parametrize(("module", "extra"), [("pyarrow", "parquet"), ("datasets", "hf")])

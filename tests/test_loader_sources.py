@@ -55,7 +55,7 @@ def test_an_image_folder_is_read_through_image_folder(folder: Path) -> None:
     labels = torch.cat([labels for _, labels in loader])
     assert torch.bincount(labels).tolist() == [TRAIN["ant"], TRAIN["bee"], TRAIN["wasp"]]
     assert len(open_dataset(folder, "valid", size=20)) == 7
-    with pytest.raises(DatasetError, match="no folder test"):
+    with pytest.raises(DatasetError, match="no split test; its split folders are: train, valid"):
         open_dataset(folder, "test", size=20)
     with pytest.raises(DatasetError, match="size="):
         open_dataset(folder)
@@ -112,6 +112,13 @@ def test_images_of_their_own_sizes_are_cut(tmp_path: Path) -> None:
     singles = [image for image, _ in again]
     for k, (pair, _) in enumerate(loader):
         assert torch.equal(pair, torch.cat(singles[2 * k : 2 * k + 2]))  # whatever the batch size
+    sizes = np.array([image.size[::-1] for image, _ in images])
+    for epoch, (pair, _) in ((epoch, batch) for epoch in (1, 2) for batch in loader):
+        ids = loader.batch_ids.numpy()
+        boxes = parse_cut(v2.RandomResizedCrop(12)).boxes(sizes[ids], ids, seed=0, epoch=epoch)
+        for image, box, i in zip(pair, boxes.tolist(), ids.tolist(), strict=True):
+            stored = torch.from_numpy(np.array(images[i][0]))
+            torch.testing.assert_close(image, cut_by_pillow(stored, box, (12, 12)).permute(2, 0, 1) / 255)
 
 
 # --- cut ---
@@ -201,9 +208,10 @@ def test_cuts_by_ffcv_are_those_boxes(betons: Path, mode: str) -> None:
         loader = Loader(
             opened, 4, cut=transform, augment=Augment(dtype=torch.uint8), drop_last=False, workers=2, seed=5
         )
-        for images, labels in loader:
+        # Two passes: an epoch has boxes of its own.
+        for epoch, (images, labels) in ((epoch, batch) for epoch in (0, 1) for batch in loader):
             ids = loader.batch_ids.numpy()
-            boxes = parse_cut(transform).boxes(opened.sizes.numpy()[ids], ids, seed=5, epoch=0)
+            boxes = parse_cut(transform).boxes(opened.sizes.numpy()[ids], ids, seed=5, epoch=epoch)
             for image, box, label, i in zip(images, boxes, labels, ids, strict=True):
                 expected = cut_by_pillow(opened[int(i)][0], box.tolist(), (16, 16))
                 # An area average beside a triangle filter, on smooth pictures.
@@ -300,7 +308,7 @@ def test_a_dataset_of_one_size_is_not_cut(dataset: Path) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _no_threads_left() -> Iterator[None]:
+def _no_threads_left(nothing_compiles: None) -> Iterator[None]:
     before = num_threads()
     yield
     assert comes_true(lambda: num_threads() <= before)

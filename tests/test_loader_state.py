@@ -111,6 +111,64 @@ def test_one_rank_copies_its_share_once(dataset: Path) -> None:
     assert same(take(loader), take(again))
 
 
+@pytest.mark.parametrize("swap", [False, True])
+def test_a_round_that_was_interrupted_is_read_anew(dataset: Path, swap: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastload.stores.sharded.STAGING_BYTES", 1)
+    opened = open_dataset(dataset)
+    share = {"placement": "gpu_sharded", "device": "cpu", "rank": 0, "world_size": 2}
+    loader = Loader(opened, 2, augment=Augment(dtype=torch.uint8), **share)  # type: ignore[arg-type]
+    take(loader)
+    store, calls = loader._store, []
+    assert isinstance(store, ShardedStore)
+    read = store._read
+
+    def interrupt() -> None:
+        calls.append(None)
+        if len(calls) == 2:  # when a part of the samples is in place
+            raise KeyboardInterrupt
+
+    def read_once(ids: torch.Tensor) -> torch.Tensor:
+        interrupt()
+        return read(ids)
+
+    def exchange(arriving: torch.Tensor, _: torch.Tensor) -> None:
+        interrupt()
+        arriving.fill_(255)
+
+    if swap:
+        store._swap = True
+        monkeypatch.setattr("torch.distributed.all_to_all_single", exchange)
+    else:
+        store._read = read_once
+    with pytest.raises(KeyboardInterrupt):
+        take(loader)
+    for _ in range(1 if swap else 3):
+        for images, _ in loader:
+            for image, i in zip(images, loader.batch_ids.tolist(), strict=True):
+                assert torch.equal(image.permute(1, 2, 0), opened[i][0])
+    assert loader.epoch == (2 if swap else 4)
+
+
+@pytest.mark.parametrize("placement", ["host", "gpu_sharded"])
+def test_a_look_at_a_batch_on_one_rank_is_undone_by_set_epoch(dataset: Path, placement: str) -> None:
+    ranks = [
+        make(dataset, 2, placement=placement, device="cpu", rank=rank, world_size=2, drop_last=False)
+        for rank in range(2)
+    ]
+
+    def seen() -> list[int]:
+        return [i for loader in ranks for _ in loader for i in loader.batch_ids[: loader.num_valid].tolist()]
+
+    next(iter(ranks[0]))
+    seen()
+    assert [loader.epoch for loader in ranks] == [2, 1], "each went on by itself"
+    for loader in ranks:
+        loader.set_epoch(0)
+    for _ in range(2):
+        assert sorted(seen()) == list(range(13))
+    assert [loader.epoch for loader in ranks] == [2, 2]
+
+
 def test_skip_leaves_out_steps_and_epochs(dataset: Path) -> None:
     whole = make(dataset)
     expected = take(whole) + take(whole) + take(whole)
@@ -206,7 +264,8 @@ def test_nothing_is_left_however_a_pass_is_left(dataset: Path, placement: str, l
         del other, pairs
     assert GradientState().active_dataloader is None
     del loader
-    assert comes_true(lambda: held() == before), (held(), before)
+    # Not equal: what feeds a DataLoader's process may have been ending still when `before` was counted.
+    assert comes_true(lambda: all(now <= then for now, then in zip(held(), before, strict=True))), (held(), before)
 
 
 def _raise_in(loader: Loader) -> None:

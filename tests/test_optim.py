@@ -63,3 +63,15 @@ def test_a_frozen_parents_own_parameters_say_nothing_of_what_is_below() -> None:
     freeze_all_but(model, ("0.5",))
     train_mode(model)
     assert not model.get_submodule("0.1").training
+
+
+@pytest.mark.parametrize(("trainable", "moves"), [(("3.",), False), (("0",), False), (("1",), True), (None, True)])
+def test_statistics_without_parameters_are_frozen_by_their_name(trainable: tuple[str, ...] | None, moves: bool) -> None:
+    below = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2, affine=False))
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), below, torch.nn.Dropout(), torch.nn.Linear(2, 2))
+    freeze_all_but(model, trainable)
+    train_mode(model, trainable)
+    before = model.get_buffer("1.1.running_mean").clone()
+    model(torch.randn(5, 2))
+    assert torch.equal(model.get_buffer("1.1.running_mean"), before) != moves
+    assert model[2].training

@@ -2,14 +2,18 @@ import mmap
 import os
 import sys
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
 import torch
 
-from fastload import devices, memory, placement
+from fastload import devices, memory, open_dataset, placement
 from fastload.errors import ConfigError, PlacementError
-from fastload.placement import Need, choose
+from fastload.placement import Need, Placement, choose
+from fastload.resharding import Holdings
+from fastload.shares import Shares
+from fastload.storing import Wish, make_store
 
 GIB = 2**30
 CUDA = torch.device("cuda", 0)
@@ -65,7 +69,7 @@ def test_this_machine_has_memory() -> None:
     assert 2**20 < memory.free_host_bytes() <= memory.meminfo_bytes("MemTotal")
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:99", "", "cuda:x"])
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "", "cuda:x", "xpu", "meta", "hpu"])
 def test_a_device_that_is_not_there(name: str) -> None:
     with pytest.raises(ConfigError):
         devices.parse_device(name)
@@ -82,6 +86,39 @@ def test_a_group_file_is_read_as_linux_writes_it(tmp_path: Path) -> None:
     ):
         (group / name).write_text(text + "\n")
     assert memory.read_groups(group, tmp_path, ("memory.max", "memory.current", "")) == [(1000, 600, 100)]
+
+
+def test_holes_in_torch_s_segments_are_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 10 GiB that torch has reserved, 6 are in use, and 3 lie between what is in use."""
+    found = {"mem_get_info": (5 * GIB, 20 * GIB), "memory_reserved": 10 * GIB, "memory_allocated": 6 * GIB,
+             "memory_stats": {"inactive_split_bytes.all.current": 3 * GIB}}  # fmt: skip
+    for name, value in found.items():
+        monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)
+    assert placement._free_gpu_bytes(CUDA) == 6 * GIB
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda _: {})  # nothing was taken yet
+    assert placement._free_gpu_bytes(CUDA) == 9 * GIB
+
+
+@pytest.mark.parametrize("kind", ["gpu", "gpu_sharded"])
+def test_memory_that_others_took_meanwhile(dataset: Path, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = torch.empty
+
+    def full(*shape: Any, **options: Any) -> torch.Tensor:
+        if options.get("device") == CUDA:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        return empty(*shape, **options)
+
+    monkeypatch.setattr(torch, "empty", full)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (GIB, 80 * GIB))
+    wish = Wish(kind=kind, device=CUDA, batch_size=4, rank=0, world_size=1, together=False, reserve_bytes=None,
+                workers=None, cut=None, in_place=False, progress=False)  # fmt: skip
+    holdings = Holdings(Shares(num_samples=13, batch_size=4))
+    with pytest.raises(PlacementError) as caught:
+        make_store(open_dataset(dataset), Placement(kind=kind, reason=""), wish, holdings, None)
+    assert str(caught.value) == (
+        f'placement="{kind}": cuda:0 has no 15.2 KiB in one piece for the samples (1.0 GiB of 80.0 GiB are free); '
+        'use placement="host", or end what else is on that GPU.'
+    )
 
 
 # --- the sum ---

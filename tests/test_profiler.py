@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -212,6 +213,15 @@ def test_ranks_find_each_other_by_files(tmp_path: Path, monkeypatch: pytest.Monk
     assert [loop["rank"] for loop in merged["loops"]] == [0, 1, 2]
     assert merged["verdict"] == 2
     assert not list(tmp_path.rglob("*.json"))
+    assert not list(tmp_path.iterdir())
+    # What a run before this one left, of the same parent and port, is none of its own.
+    for name, text in (("test-1.json", json.dumps(reports[1])), ("test-1.pid", str(os.getpid()))):
+        ranks._leave(name, text)
+        os.utime(ranks._folder() / name, (time.time() - 9,) * 2)  # type: ignore[operator]
+    monkeypatch.setattr(ranks, "WAIT_SECONDS", 0.1)
+    merged = ranks.gather(reports[0], 0, 2, "test", time.time())
+    assert merged is not None
+    assert [loop["rank"] for loop in merged["loops"]] == [0]
     assert not list(tmp_path.iterdir())
     # Ranks of another node have no way to the first one, and leave it nothing.
     monkeypatch.setenv("LOCAL_RANK", "0")

@@ -8,7 +8,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFile
 
-from fastload import conversion, convert, open_dataset
+from fastload import conversion, convert, files, open_dataset
 from fastload.conversion import merge
 from fastload.conversion_ffcv import convert_to_ffcv
 from fastload.errors import ConfigError, DatasetError, DecodeError
@@ -36,7 +36,8 @@ def remote(url: str = URL) -> dict[str, bytes]:
     return {name: (as_place(url) / name).read_bytes() for name in files_in(as_place(url), "")}
 
 
-def test_a_url_gets_the_bytes_that_a_folder_gets(folder: Path, tmp_path: Path) -> None:
+def test_a_url_gets_the_bytes_that_a_folder_gets(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_BLOCK_BYTES", 1000)  # of which a shard has several
     expected = contents(convert(folder, tmp_path / "expected", size=20))
     assert str(convert(to_memory(folder, "insects"), URL, size=20)) == URL
     assert remote() == expected

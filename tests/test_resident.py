@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastload import open_dataset
+from fastload import Loader, convert, open_dataset
 from fastload.errors import DatasetError
 from fastload.formats.manifest import read_manifest
 from fastload.formats.resident import find_damage
@@ -97,8 +97,16 @@ def test_missing(tmp_path: Path) -> None:
         (lambda c: c["splits"]["train"]["shards"][0].update(file="../other"), "plain file name"),
         (lambda c: c["splits"]["train"]["shards"][0].update(file="/etc/passwd"), "plain file name"),
         (lambda c: c["splits"]["train"]["shards"][0].update(file="lost"), "missing"),
+        (lambda c: c["splits"]["train"]["shards"][0].update(file="a\0b"), "plain file name"),
+        (lambda c: c["splits"]["train"]["shards"][0].update(file="\udc00\ud800"), "damaged"),
+        (lambda c: c["splits"]["train"]["shards"][0].update(bytes="10"), "damaged.*'10' bytes"),
+        (lambda c: c["splits"]["train"]["shards"][0].update(rows=4.0), "damaged"),
+        (lambda c: c["splits"]["train"].update(count=0, shards=[]), "train has no shards"),
+        (lambda c: c.update(display_names=["a"]), "1 display_names of 3 classes"),
+        (lambda c: c.update(mean=[]), "mean and std of 0 and 3"),
+        (lambda c: c.update(mean=[10**400, 0, 0]), "damaged"),
         (lambda c: c["splits"].update(other=c["splits"].pop("train")), "unknown split"),
-        (lambda c: c.update(classes=["a"]), "outside its 1 classes"),
+        (lambda c: c.update(classes=["a"], display_names=["a"]), "outside its 1 classes"),
         (lambda c: c["splits"].pop("train"), "no split"),
     ],
 )
@@ -108,7 +116,7 @@ def test_a_manifest_that_does_not_hold_together(copied: Path, change: Callable[[
         open_dataset(copied)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"fastload-resident"', "\x00\x01"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"fastload-resident"', "\x00\x01", "[" * 100_000])
 def test_a_manifest_that_is_none(copied: Path, text: str) -> None:
     (copied / "manifest.json").write_text(text)
     with pytest.raises(DatasetError):
@@ -153,3 +161,37 @@ def test_swapped_shards_are_found(copied: Path) -> None:
     a.write_bytes(second)
     b.write_bytes(first)
     assert len(list(find_damage(copied, read_manifest(copied)))) == 2
+
+
+def test_batches_are_told_by_their_files(folder: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b'new\nline, "\xff"\r.jpg')
+    (folder / "train" / "bee" / "001.jpg").rename(folder / "train" / "bee" / name)
+    (folder / "train" / "wasp" / "000.jpg").write_bytes(b"")
+    opened = open_dataset(convert(folder, tmp_path / "out", size=8, on_bad="skip"))
+    assert opened.class_to_idx == {"ant": 0, "bee": 1, "wasp": 2}
+    files = [str(file.relative_to(folder)) for file in (folder / "train").rglob("*.jpg")]
+    assert sorted(opened.paths) == sorted(set(files) - {"train/wasp/000.jpg"})
+    assert f"train/bee/{name}" in opened.paths
+    loader = Loader(opened, 5, seed=3)
+    for _, labels in loader:
+        assert [opened.class_to_idx[opened.paths[i].split("/")[1]] for i in loader.batch_ids] == labels.tolist()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: "",
+        lambda text: text[: len(text) // 2],
+        lambda text: text.replace(",0,", ",9,", 1),
+        lambda text: text.replace("path\n", "file\n"),
+        lambda text: text + "train\n",
+        lambda text: None,
+    ],
+)
+def test_a_list_of_other_samples_is_refused(copied: Path, change: Callable[[str], str | None]) -> None:
+    file = copied / "samples.csv"
+    text = change(file.read_text())
+    file.unlink() if text is None else file.write_text(text)
+    opened = open_dataset(copied)  # which does not need it
+    with pytest.raises(DatasetError, match=r"samples\.csv does not list this dataset's samples"):
+        _ = opened.paths

@@ -8,14 +8,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torchvision.transforms.v2 as T
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from fastload import Augment, Loader, TrainConfig, Trainer, open_dataset
 from fastload.checkpoint import write_tensors
 from fastload.devices import leave_group
 from fastload.errors import CheckpointError, exit_with
+from fastload.phases import Phase
 from fastload.resuming import find_state, settings_of
-from fastload.train import Phase
 from tests.conftest import launch
 from tests.train_ranks import network
 
@@ -152,12 +153,17 @@ def test_phases_with_loaders_of_their_own_go_on_exactly(dataset: Path, tmp_path:
 
 
 def fit(
-    dataset: Path, output: Path, model: torch.nn.Module | None = None, split: str = "train", **config: object
+    dataset: Path,
+    output: Path,
+    model: torch.nn.Module | None = None,
+    split: str = "train",
+    batch_size: int = 5,
+    **config: object,
 ) -> None:
     trainer = Trainer(
         TrainConfig(**{"device": "cpu", "log_with": None, "max_steps": 99, "output": output, "epochs": 2, **config})
     )  # type: ignore[arg-type]
-    trainer.fit(model or network(), Loader(open_dataset(dataset, split), 5))
+    trainer.fit(model or network(), Loader(open_dataset(dataset, split), batch_size))
 
 
 def test_it_does_not_go_on_with_other_settings_or_a_damaged_state(dataset: Path, tmp_path: Path) -> None:
@@ -166,9 +172,17 @@ def test_it_does_not_go_on_with_other_settings_or_a_damaged_state(dataset: Path,
         fit(dataset, tmp_path / "run", lr=0.002, resume=True)
     with pytest.raises(CheckpointError, match=r"saved with data=.*train.*and now it is .*valid"):
         fit(dataset, tmp_path / "run", split="valid", resume=True)
+    with pytest.raises(CheckpointError, match=r"steps and batch size=\[\[2, 5\]\], and now it is \[\[3, 4\]\]"):
+        fit(dataset, tmp_path / "run", batch_size=4, resume=True)
     before = (tmp_path / "run" / "result.json").read_bytes()
     fit(dataset, tmp_path / "run", resume=True)  # has ended
     assert (tmp_path / "run" / "result.json").read_bytes() == before
+    file = tmp_path / "run" / "state.safetensors"
+    with safe_open(file, framework="pt") as opened:
+        about = json.loads(opened.metadata()["fastload"])
+    del about["settings"]["steps and batch size"]  # as older ones
+    write_tensors(file, load_file(file), {"fastload": json.dumps(about)})
+    fit(dataset, tmp_path / "run", resume=True)
     with pytest.raises(CheckpointError, match="another model"):
         fit(dataset, tmp_path / "run", torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1200, 3)), resume=True)
     state = tmp_path / "run" / "state.safetensors"
@@ -185,7 +199,7 @@ def test_it_does_not_go_on_with_other_processes_or_where_they_find_different_sta
 ) -> None:
     fit(dataset, tmp_path / "run")
     alone, loader = Trainer(TrainConfig(device="cpu", output=tmp_path / "run")), Loader(open_dataset(dataset), 5)
-    two = SimpleNamespace(num_processes=2, mixed_precision="no")
+    two = SimpleNamespace(num_processes=2, mixed_precision="no", device=torch.device("cuda", 1))
     file, config = tmp_path / "run" / "state.safetensors", TrainConfig(
         device="cpu", log_with=None, max_steps=99, output=tmp_path / "run", epochs=2
     )  # fmt: skip
@@ -194,9 +208,12 @@ def test_it_does_not_go_on_with_other_processes_or_where_they_find_different_sta
     assert find_state(file, settings[0], alone.accelerator) is not None
     # The other rank has nothing there, or could not read it.
     for theirs in ([0, -1, -1, -1], [1, -1, -1, -1]):
-        monkeypatch.setattr(
-            "fastload.resuming.gather_numbers", lambda own, theirs=theirs: [list(map(int, own)), theirs]
-        )
+
+        def gather(own: list[int], device: torch.device, theirs: list[int] = theirs) -> list[list[int]]:
+            assert device == two.device
+            return [own, theirs]
+
+        monkeypatch.setattr("fastload.resuming.gather_numbers", gather)
         with pytest.raises(CheckpointError, match="where all machines see it"):
             find_state(file, settings[0], two)  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match="num_processes=1, and now it is 2"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tarfile
 from pathlib import Path
 from unittest import mock
@@ -15,6 +16,7 @@ from fastload.records import Record, Source
 from fastload.sources import LAYOUTS, describe, detect
 from fastload.sources.lists import read_rows
 from fastload.sources.webdataset import expand
+from tests.conftest import ROOT
 from tests.sources_help import add, write_files
 
 
@@ -44,7 +46,15 @@ def test_a_layout_is_found(tmp_path: Path, paths: list[str], layout: str) -> Non
     write_files(tmp_path, dict.fromkeys(paths, b"ants"), 0)
     source = detect(tmp_path)
     assert source.layout == layout
-    assert any(layout in line for line in describe(source))
+    said = describe(source)[0].removeprefix("layout: ").partition(",")[0]
+    assert said == layout
+    assert detect(tmp_path, layout=said) == source
+
+
+def test_every_layout_is_taken_by_the_name_it_is_told_by() -> None:
+    files = (ROOT / "fastload" / "sources").glob("*.py")
+    told = {name for file in files for name in re.findall(r'layout="([^"]+)"', file.read_text())} - {"table"}
+    assert told == {*LAYOUTS, "split-class-folders"} - {"class-folders"}  # which test_a_layout_is_found has
 
 
 def test_a_layout_asked_for_overrules(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastload.recycling import MAX_FREE, Blocks
-from fastload.stores import Wanted, shared
+from fastload.stores import Wanted, shared, tensors
 from fastload.stores.copying import Copies
 from fastload.stores.joining import join
 from fastload.stores.mapped import MappedStore
@@ -31,13 +31,19 @@ def steps(ids: list[list[int]]) -> Iterator[Wanted]:
     return (Wanted(ids=torch.tensor(i), num_valid=len(i)) for i in ids)
 
 
+@pytest.mark.parametrize("piece_rows", [3, 1000])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_every_store_gathers_the_same_rows(dtype: torch.dtype) -> None:
+def test_every_store_gathers_the_same_rows(
+    dtype: torch.dtype, piece_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensors, "PIECE_BYTES", piece_rows * 3 * 2 * dtype.itemsize)
     whole = torch.randint(0, 200, (11, 3, 2), generator=torch.Generator().manual_seed(0)).to(dtype)
     shards = list(torch.split(whole, [4, 1, 6]))
     wanted = [[10, 0, 4, 4], [1], [5, 6, 7]]
     samples = torch.empty_like(whole)
-    fill(samples, shards, first=3)
+    copied: list[int] = []
+    fill(samples, shards, first=3, advance=copied.append)
+    assert len(copied) == (4 if piece_rows == 3 else 3)  # of rows 3, 4 and 5 .. 10
     fill(samples, shards, stop=3)
     for store in (TensorStore(samples), MappedStore(shards)):
         served = list(store.serve(steps(wanted)))
@@ -116,9 +122,9 @@ def test_memory_is_shared_where_large_pages_are_refused(monkeypatch: pytest.Monk
             raise OSError(errno.EINVAL, "Invalid argument")
 
     monkeypatch.setattr(mmap, "mmap", NoLargePages)
-    monkeypatch.setattr(shared, "gather_numbers", lambda numbers: [numbers])  # the only rank
+    monkeypatch.setattr(shared, "gather_numbers", lambda numbers, _: [numbers])  # the only rank
     shards = [torch.arange(6).view(3, 2), torch.arange(4).view(2, 2)]
-    assert torch.equal(shared.host_tensor(shards, together=True), torch.cat(shards))
+    assert torch.equal(shared.host_tensor(shards, torch.device("cpu"), together=True), torch.cat(shards))
 
 
 def test_one_thread_and_many_gather_alike(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fastload.errors import ConfigError, SourceError
 from fastload.sources import describe_table, is_packed_table, read_table
-from tests.conftest import SHARED
+from tests.tables_help import KINDS, tables_of_the_notes
 
 
 def write(root: Path, text: str, name: str = "t.csv") -> Path:
@@ -117,13 +117,32 @@ def test_a_table_that_cannot_be_right(tmp_path: Path, text: str, options: dict[s
         read_table(write(tmp_path, text), **options)  # type: ignore[arg-type]
 
 
-def test_files_that_are_no_tables(tmp_path: Path) -> None:
+@pytest.mark.parametrize("flip", [1, 0x80, 0xFF])
+def test_a_packed_table_that_is_damaged_anywhere(tmp_path: Path, flip: int) -> None:
+    packed = gzip.compress("".join(f"{i},{i * i % 7},{'ab'[i % 2]}\n" for i in range(60)).encode())
+    num_refused = 0
+    for place in range(len(packed)):
+        (tmp_path / "t.csv.gz").write_bytes(packed[:place] + bytes([packed[place] ^ flip]) + packed[place + 1 :])
+        try:
+            read_table(tmp_path / "t.csv.gz")
+        except SourceError:
+            num_refused += 1
+    assert num_refused >= len(packed) - 8  # of the header some bytes tell nothing of the table
+
+
+def test_files_that_are_no_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "long.csv.gz").write_bytes(gzip.compress(b"1,2\n" * 50_000))
     (tmp_path / "t.csv.gz").write_bytes(b"no gzip")
     with pytest.raises(SourceError, match="cannot be read"):
         read_table(tmp_path / "t.csv.gz")
     (tmp_path / "cut.csv.gz").write_bytes(gzip.compress(b"1,2\n" * 9999)[:-20])
     with pytest.raises(SourceError, match="cannot be read"):
         read_table(tmp_path / "cut.csv.gz")
+    (tmp_path / "wide.csv.gz").write_bytes(gzip.compress(b"1" * 99_999))
+    monkeypatch.setattr("fastload.sources.tables.MAX_UNPACKED_BYTES", 50_000)
+    for name in ("wide.csv.gz", "long.csv.gz"):
+        with pytest.raises(SourceError, match=f"{name} holds more than 50,000 bytes; unpack it"):
+            read_table(tmp_path / name)
     with pytest.raises(SourceError, match="no such file; check the path"):
         read_table(tmp_path / "nowhere.csv")
 
@@ -162,29 +181,26 @@ def test_every_row_comes_back(rows: list[tuple[float, str, int]], fraction: floa
             assert hot == [word.strip()] * (word.strip() in texts["categories"])
 
 
-def real(name: str) -> Path:
-    if not (SHARED / name).exists():
-        pytest.skip(f"{name} is not beside the checkout")
-    return SHARED / name
-
-
-def test_temperatures() -> None:
-    table = read_table(real("temps.csv"), target="actual", split={"valid": 0.2})
+@pytest.mark.parametrize("kind", KINDS)
+def test_temperatures(kind: str, tmp_path: Path) -> None:
+    file = tables_of_the_notes(kind, tmp_path) / "temps.csv"
+    table = read_table(file, target="actual", split={"valid": 0.2})
     assert (table.is_regression, table.counts(), len(table.feature_names)) == (True, {"train": 278, "valid": 70}, 14)
     assert [c["name"] for c in table.columns["features"] if c["kind"] == "text"] == ["week"]
     numeric = [i for i, name in enumerate(table.feature_names) if "=" not in name and name != "year"]
     train = table.features["train"][:, numeric]
     np.testing.assert_allclose(train.mean(0), 0, atol=1e-5)
     np.testing.assert_allclose(train.std(0), 1, atol=1e-5)
-    with real("temps.csv").open(newline="") as opened:
+    with file.open(newline="") as opened:
         rows = list(csv.DictReader(opened))
     assert [float(y) for y in table.labels["valid"][:, 0]] == [
         float(rows[i - 1]["actual"]) for i in table.rows["valid"]
     ]
 
 
-def test_diabetes_has_no_header() -> None:
-    table = read_table(real("diabetes.csv.gz"))
+@pytest.mark.parametrize("kind", KINDS)
+def test_diabetes_has_no_header(kind: str, tmp_path: Path) -> None:
+    table = read_table(tables_of_the_notes(kind, tmp_path) / "diabetes.csv.gz")
     assert (table.counts(), table.classes, table.features["train"].shape) == ({"train": 758}, ("0", "1"), (758, 8))
 
 

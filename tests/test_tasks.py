@@ -144,8 +144,37 @@ def test_tasks_hold_the_folder_together_and_others_are_told(folder: Path, tmp_pa
         "train-00000.safetensors",
         "valid-00000.safetensors",
     }
-    with output.held(), pytest.raises(DatasetError, match="is being written"):
+    with (
+        output.held(),
+        mock.patch("fastload.output.TIDY_SECONDS", 0.1),
+        pytest.raises(DatasetError, match="is being written"),
+    ):
         convert(folder, tmp_path / "out", size=8, task="1/2")
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from fastload.output import Output
+output = Output(Path(sys.argv[1]), "manifest.json")
+for _ in range(int(sys.argv[2])):
+    with output.held(shared=True):
+        pass
+"""
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("leaves", ["a folder with shards", "an empty folder"])
+def test_a_task_that_begins_waits_for_one_that_tidies_up(tmp_path: Path, leaves: str) -> None:
+    if leaves != "an empty folder":  # else the last of them takes it away
+        (tmp_path / "out.partial").mkdir()
+        for number in range(64):
+            (tmp_path / "out.partial" / f"train-{number:05d}.safetensors").touch()
+    tasks = [
+        subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / "out", "200"], stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    assert [task.communicate(timeout=120)[1] for task in tasks] == [""] * 3
 
 
 def test_a_folder_without_anything_to_resume_is_taken_away(tmp_path: Path) -> None:

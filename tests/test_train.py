@@ -19,8 +19,9 @@ from fastload.checkpoint import load_matching
 from fastload.config import Loss
 from fastload.errors import ConfigError, TrainError
 from fastload.evaluation import Totals, draw_confusion, write_confusion
+from fastload.phases import Phase
 from fastload.profiling.report import write_json
-from fastload.train import Phase
+from fastload.results import make_output
 
 pytestmark = pytest.mark.usefixtures("no_accelerate_left")
 QUICK: dict[str, object] = {"log_with": None, "max_steps": 1000}  # no tracker, and nothing is drawn
@@ -89,6 +90,10 @@ def test_early_stopping(dataset: Path, tmp_path: Path) -> None:
 def test_an_earlier_run_is_not_overwritten(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = (fit(dataset, str(tmp_path / "run"), epochs=1)[0].output for _ in range(2))
     assert (first, second) == (tmp_path / "run", tmp_path / "run-2")
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "new"):  # two that are started together, before either has written anything
+        config = TrainConfig(device="cpu", output=tmp_path / name)
+        assert [make_output(config, True).name for _ in range(3)] == [name, f"{name}-2", f"{name}-3"]
     (tmp_path / "file").touch()
     monkeypatch.chdir(tmp_path)
     for wrong, said in (("file/run", "cannot be made"), ("file", "file cannot be made"), (".", r"\. is not empty")):

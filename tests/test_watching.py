@@ -169,7 +169,7 @@ def test_of_nested_loaders_the_outer_one_counts(seen: Seen) -> None:
 def test_the_folder_to_convert_is_the_one_that_holds_the_splits(
     seen: Seen, tmp_path: Path, name: str, whole: str
 ) -> None:
-    samples = data(60)
+    samples = TensorDataset(torch.zeros(60, 3, 4, 4))
     samples.root = str(tmp_path / "a b" / name)
     for _ in DataLoader(torch.utils.data.Subset(samples, range(50)), batch_size=2):
         pass
@@ -178,7 +178,7 @@ def test_the_folder_to_convert_is_the_one_that_holds_the_splits(
     check_report(report)
     assert (report["run"]["data"], report["run"]["batch_size"]) == (whole, 2)
     assert f"fastload convert '{tmp_path}/a b" in report["actions"][0]["command"]
-    assert report["actions"][0]["command"].endswith(f"{whole}'")
+    assert report["actions"][0]["command"].endswith(f"{whole}' --size 5")
 
 
 def test_iterators_stay_what_they_are_and_one_that_is_left_keeps_nothing(seen: Seen) -> None:

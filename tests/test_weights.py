@@ -15,7 +15,7 @@ import timm
 import torch
 import torchvision
 from huggingface_hub import constants
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 from fastload import weights as module
 from fastload.errors import CheckpointError, ConfigError
@@ -32,6 +32,7 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         raise urllib.error.URLError("no network in tests")
 
     monkeypatch.delenv("FASTLOAD_WEIGHTS", raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # whatever HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE say
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
     monkeypatch.setattr("urllib.request.urlopen", no_network)
@@ -84,22 +85,38 @@ def test_a_download_is_whole_or_nothing_and_waits_no_longer_than_told(
     nowhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float | None] = []
+    answers: list[bytes] = []
 
     def serve(*_: object, **__: object) -> Answer:
         waits.append(socket.getdefaulttimeout())
-        return Answer(b"weights")
+        return Answer(answers[-1])
 
     monkeypatch.setattr("urllib.request.urlopen", serve)
     monkeypatch.setattr(torch.hub, "urlopen", serve)
+    buffer = io.BytesIO()
+    torch.save({"a": torch.zeros(99)}, buffer)
+    pth, tensors = buffer.getvalue(), save({"a": torch.zeros(99)})
     right = hashlib.sha256(b"weights").hexdigest()[:8]
     before = socket.getdefaulttimeout()
     looked: list[str] = []
-    for name, is_whole in ((f"net-{right}.pth", True), ("net-0123abcd.pth", False), ("net-1.pth", True)):
+    for name, answer, is_whole in (
+        (f"net-{right}.pth", b"weights", True), ("net-0123abcd.pth", b"weights", False),
+        # Without a checksum in its name a file is held against itself.
+        ("net-1.pth", pth, True), ("net-2.pth", pth[:-40], False), ("net-3.pth", b"<html>", False),
+        ("net-4.safetensors", tensors, True), ("net-5.safetensors", tensors[:-40], False),
+    ):  # fmt: skip
+        answers.append(answer)
         published = module.Published(name="net", repo=None, url=f"https://host/{name}")
         assert (module._download(published, looked) is not None) == is_whole
         assert (nowhere / "torch" / "checkpoints" / name).exists() == is_whole
-    assert looked == ["https://host/net-0123abcd.pth: what came has not the checksum in its name"]
-    assert sorted(p.name for p in (nowhere / "torch" / "checkpoints").iterdir()) == ["net-1.pth", f"net-{right}.pth"]
+    assert looked == [
+        "https://host/net-0123abcd.pth: what came has not the checksum in its name",
+        *(f"https://host/{name}: what came is no whole file of weights"
+          for name in ("net-2.pth", "net-3.pth", "net-5.safetensors")),
+    ]  # fmt: skip
+    assert {p.name for p in (nowhere / "torch" / "checkpoints").iterdir()} == {
+        "net-1.pth", f"net-{right}.pth", "net-4.safetensors"
+    }  # fmt: skip
     assert waits[1] == module.STALL_SECONDS
     assert socket.getdefaulttimeout() == before
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from fastload import Augment, Loader, TrainConfig, Trainer, open_dataset
 from fastload.errors import ConfigError
-from fastload.train import Phase
+from fastload.phases import Phase
 
 
 class StopHereError(Exception):

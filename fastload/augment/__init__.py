@@ -22,8 +22,8 @@ from fastload.augment.reference import Drawn
 from fastload.augment.samples import run_each
 from fastload.augment.saying import explain
 from fastload.augment.spec import PerSample, Spec, Values, parse, plan
-from fastload.augment.toolchain import can_launch
 from fastload.errors import TransformError
+from fastload.toolchain import can_launch
 
 
 def can_fuse(images: torch.Tensor) -> bool:
@@ -170,6 +170,7 @@ class Augment:
             windows: of the batch.
         """
         self._check(images, None, rows)
+        images, rows = _in_order(images, rows)
         return cpu.made(images, rows, windows, self._spec.values, self.dtype, self.memory_format)
 
     def _all(
@@ -182,6 +183,7 @@ class Augment:
         is_fused = not exact and can_fuse(images) and all(not isinstance(s, PerSample) for s in self._segments)
         if rows is not None and not is_fused and (exact or images.device.type != "cpu" or len(self._segments) > 1):
             images, rows = images.index_select(0, rows), None
+        images, rows = _in_order(images, rows)
         made: list[torch.Tensor] = []
         # Triton launches on the current device; -1 leaves it as it is.
         with torch.cuda.device(images.device.index if images.is_cuda else -1):
@@ -238,8 +240,8 @@ class Augment:
         if shape not in self._fused:
             self._fused[shape] = Fused(self._segments[0], *shape)  # type: ignore[arg-type]
         fused = self._fused[shape]
+        self._check_channels(fused.plan.channels)
         if self._keys is None:
-            self._check_channels(fused.plan.channels)
             self._keys = DeviceKeys()
         ids = ids.to(images.device, non_blocking=True)
         words = self._keys.get(keys, view, images.device)
@@ -255,12 +257,15 @@ class Augment:
                 "for [N, C, H, W], pass images.permute(0, 2, 3, 1)."
             )
         num_images = len(images) if rows is None else len(rows)
+        if rows is not None and rows.device != images.device:
+            raise TransformError(f"rows are on {rows.device}, the images on {images.device}; "
+                                 "pass rows.to(images.device).")  # fmt: skip
         # Not on a GPU, where looking would wait for it.
         if rows is not None and num_images and rows.device.type == "cpu":
             low, high = (int(n) for n in rows.aminmax())
             if low < 0 or high >= len(images):
                 raise TransformError(f"rows go from {low} to {high}, and there are {len(images)} images.")
-        sample_ids = torch.arange(num_images) if ids is None else ids
+        sample_ids = torch.arange(num_images, device="cpu") if ids is None else ids
         if sample_ids.shape != (num_images,):
             raise TransformError(f"ids has shape {list(sample_ids.shape)}, the batch has {num_images} images.")
         return sample_ids
@@ -278,6 +283,13 @@ class Augment:
 
     def __repr__(self) -> str:
         return f"Augment(\n{self.explain()}\n)"
+
+
+def _in_order(images: torch.Tensor, rows: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Take the rows out of images that are not contiguous: else all of them would be copied, for a batch."""
+    if rows is None or images.is_contiguous():
+        return images, rows
+    return images.index_select(0, rows), None
 
 
 __all__ = ["AlternatingFlip", "Augment", "CutMix", "Cutout", "MixUp", "RandomErasing", "Spec"]

@@ -16,7 +16,7 @@ from numba import njit
 
 from fastload.augment.compiling import compile_all
 from fastload.augment.painting import CROPPED, WARP, WARPED
-from fastload.augment.pointwise import GREY_SCALE, GREY_WEIGHTS
+from fastload.augment.pointwise import GREY_SCALE, GREY_WEIGHTS, SAME
 
 F32 = np.float32  # said of each constant: Numba's own are float64, and so would be what they are added to
 ZERO, ONE, TWO, THREE, FOUR, SIX = F32(0), F32(1), F32(2), F32(3), F32(4), F32(6)
@@ -24,7 +24,7 @@ SIXTH, LEVEL, LEVELS = F32(1 / 6), F32(1 / 255), F32(256 - 1e-3)
 WEIGHT_R, WEIGHT_G, WEIGHT_B = (F32(w) for w in GREY_WEIGHTS)
 FIXED = F32(GREY_SCALE)
 SIDE, MIDDLE = F32(1 / 13), F32(5 / 13)
-TINY = F32(1e-12)
+TINY, APART = F32(1e-12), F32(SAME)
 # No "contract": torch rounds products before it adds them, where they are operations of their own.
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
@@ -93,7 +93,7 @@ def _stretch(x: Any) -> None:
         low, high = plane[0], plane[0]
         for i in range(len(plane)):
             low, high = min(low, plane[i]), max(high, plane[i])
-        if low == high:
+        if high - low < APART:
             low, high = ZERO, ONE
         for i in range(len(plane)):
             plane[i] = _clamp((plane[i] - low) / (high - low))
@@ -159,8 +159,9 @@ def _each(plane: Any, code: Any, value: Any, other: Any) -> None:
         for i in range(len(plane)):
             plane[i] = min(max(np.floor(plane[i] * value), ZERO), most) * over
     elif code == 8:
+        least = value - APART
         for i in range(len(plane)):
-            plane[i] = ONE - plane[i] if plane[i] >= value else plane[i]
+            plane[i] = ONE - plane[i] if plane[i] >= least else plane[i]
 
 
 @njit(**OPTIONS)

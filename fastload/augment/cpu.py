@@ -167,7 +167,7 @@ def _scratch(height: int, width: int, channels: int) -> torch.Tensor:
     """Return memory of this thread for one image, uint8 [1, C, height, width], channels last."""
     shape = (1, height, width, channels)
     if getattr(_own, "shape", None) != shape:
-        _own.shape, _own.memory = shape, torch.empty(shape, dtype=torch.uint8)
+        _own.shape, _own.memory = shape, torch.empty(shape, dtype=torch.uint8, device="cpu")
     memory: torch.Tensor = _own.memory
     return memory.permute(0, 3, 1, 2)
 

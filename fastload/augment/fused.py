@@ -22,6 +22,9 @@ from fastload.augment.segments import segments
 from fastload.augment.spec import Values, plan
 from fastload.augment.tracing import Trace, compile_draws
 
+# Numbers that a statistic of an image comes in: each block of 512 pixels reads all of them, so that one for each block
+# would be read as often as the square of the pixels. Up to 256 x 256 pixels they are so many.
+MOST_SUMS = 128
 _FOLDS = {"": 0, "edge": 1, "reflect": 2, "symmetric": 2}
 
 
@@ -123,7 +126,7 @@ class Fused:
         if name not in self._ready:
             self._ready[name] = _launches(node, tuple(x.shape[1:]), gathered=rows is not None, output=output)
         draws = batch.draws[placed.first :]
-        spare = draws  # for pointers that a launch does not use
+        spare = batch.draws  # for pointers that a launch does not use: aligned, as the others of their name are
         for launch in self._ready[name]:
             spare = launch.run(x, rows, draws, batch, spare, out)
         return out
@@ -159,7 +162,7 @@ class _Launch:
             blurred = torch.empty_like(spare)
             kernels.blur_down[grid](spare, blurred, draws, count, STENCIL=self.segment["STENCIL"], **sizes)
         inputs = (x, batch.ids if rows is None else rows, spare, blurred, draws, batch.ids, batch.keys)
-        partial, table = self._measure(inputs, count) if self.measures else (draws, draws)
+        partial, table = self._measure(inputs, count) if self.measures else (batch.draws, batch.draws)
         aside = out
         if self.options["ASIDE"]:
             shape = (count, sizes["S"], sizes["T"], sizes["C"])
@@ -170,11 +173,11 @@ class _Launch:
     def _measure(self, inputs: tuple[torch.Tensor, ...], count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the statistics: one reduction, and where a histogram is wanted two small kernels more."""
         draws, sizes, counts = inputs[4], self.sizes, bool(self.codes)
-        channels, parts = sizes["C"], sizes["PARTS"]
-        partial = torch.empty((count, parts, 8), dtype=torch.float32, device=draws.device)
+        channels, sums = sizes["C"], self.segment["SUMS"]
+        partial = torch.empty((count, sums, 8), dtype=torch.float32, device=draws.device)
         shape = (count, channels, 256)
         histogram = torch.zeros(shape, dtype=torch.int32, device=draws.device) if counts else partial
-        kernels.measure[(count * parts,)](*inputs, partial, histogram, count, COUNTS=counts, **self.segment, **sizes)
+        kernels.measure[(count * sums,)](*inputs, partial, histogram, count, COUNTS=counts, **self.segment, **sizes)
         if not counts:
             return partial, partial
         table = torch.empty(shape, dtype=torch.float32, device=draws.device)
@@ -186,7 +189,8 @@ def _launches(node: Pass, shape: tuple[int, ...], *, gathered: bool, output: Out
     """Return the launches of a pass over images of `shape` (H, W, C)."""
     height, width = node.geometry.out
     block = min(512, triton.next_power_of_2(height * width))
-    sizes = {"S": height, "T": width, "C": shape[2], "PARTS": triton.cdiv(height * width, block), "BLOCK": block}
+    parts = triton.cdiv(height * width, block)
+    sizes = {"S": height, "T": width, "C": shape[2], "PARTS": parts, "BLOCK": block}
     if output is None:
         written: tuple[Any, ...] = (node.channels, True, (255.0,) * 3, (0.0,) * 3, False)
     else:
@@ -210,6 +214,7 @@ def _launches(node: Pass, shape: tuple[int, ...], *, gathered: bool, output: Out
             segment={
                 "G": (0,) if segment.geometry is None else _geometry(segment.geometry, shape, gathered=gathered),
                 "STENCIL": stencils, "STEPS": tuple(_step(s) for s in segment.steps),
+                "SUMS": triton.cdiv(parts, triton.cdiv(parts, MOST_SUMS)),
             },
             options={"OUTPUT": written, "LATER": later, "ASIDE": following is not None, "ONLY": done_early},
             blurs=segment.blurs, measures=segment.measures, codes=tuple(s.code for s in segment.equalizing),
@@ -259,7 +264,7 @@ class DeviceKeys:
         """Return int64 [6]: the words of `keys`, and the view where the transform number leaves room for it."""
         name = (keys, view, device)
         if name not in self._made:
-            self._made[name] = torch.tensor([*keys.words, view << 16]).to(device, non_blocking=True)
+            self._made[name] = torch.tensor([*keys.words, view << 16], device="cpu").to(device, non_blocking=True)
             if len(self._made) > 16:
                 self._made.popitem(last=False)
         return self._made[name]

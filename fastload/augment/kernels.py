@@ -26,8 +26,18 @@ CODE, VALUE, TOP, LEFT, BOTTOM, RIGHT = (
 KINDS, NOISE = tl.constexpr(5), tl.constexpr(6)
 ERASED, NOISE_SCALE, NOISE_OFFSET = tl.constexpr(7), tl.constexpr(10), tl.constexpr(13)  # three numbers each
 
+SHARPNESS, BLUR = tl.constexpr(11), tl.constexpr(12)
+
 # One compilation for all batches: else the last, shorter one of an epoch would ask for another, in the midst of a run.
-LAUNCHED = {"do_not_specialize": ["n"], "do_not_specialize_on_alignment": ["draws"]}
+# What a user may hand over in slices, which begin anywhere.
+UNALIGNED = ["draws", "src", "gather", "ids"]
+LAUNCHED = {"do_not_specialize": ["n"], "do_not_specialize_on_alignment": UNALIGNED}
+
+
+@triton.jit
+def is_stencil(code):
+    """Whether a step reads neighbours: a stencil's row may hold other steps' codes, as a policy draws them."""
+    return (code == SHARPNESS) | (code == BLUR)
 
 
 @triton.jit
@@ -147,61 +157,85 @@ def _start(src, gather, spare, blurred, draws, n, image, row, column, mask, G: t
             code = drawn(draws, STENCIL[0], n, image).to(tl.int32)
             value = drawn(draws, STENCIL[1], n, image)
             if S > 2 and T > 2:
-                if code == 11:
+                if code == SHARPNESS:
                     r, g, b = _sharpened(spare, base, row, column, r, g, b, value, mask, S, T, C)
-            if code == 12:
+            if code == BLUR:
                 r, g, b = _blurred(blurred, base, row, column, value, mask, STENCIL[3], 1, S, T, C)
     return r, g, b
 
 
-@triton.jit(**LAUNCHED)
-def measure(
-    src, gather, spare, blurred, draws, ids, keys, partial, histogram, n,
-    G: tl.constexpr, STENCIL: tl.constexpr, STEPS: tl.constexpr, S: tl.constexpr, T: tl.constexpr, C: tl.constexpr,
-    PARTS: tl.constexpr, COUNTS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Store what a statistic needs, for each block of pixels: the steps up to it are taken for that.
-
-    partial: float32 [N, PARTS, 8]: share of the mean grey; least r, g, b; largest r, g, b.
-    histogram: int32 [N, C, 256], zeroed, where COUNTS.
-    """
-    image, part = tl.program_id(0) // PARTS, tl.program_id(0) % PARTS
-    wanted = 0
-    for s in tl.static_range(len(STEPS)):
-        code = drawn(draws, STEPS[s][CODE], n, image).to(tl.int32)
-        wanted = tl.where((code == 2) | (code == 9) | (code == 10), code, wanted)
-    if wanted == 0:
-        return
-    pixel = part * BLOCK + tl.arange(0, BLOCK)
-    mask = pixel < S * T
-    row, column = pixel // T, pixel % T
-    r, g, b = _start(src, gather, spare, blurred, draws, n, image, row, column, mask, G, STENCIL, S, T, C)
+@triton.jit
+def _stepped(r, g, b, draws, n, image, ids, keys, row, column, pixel, partial, mask, wanted, STEPS: tl.constexpr,
+             C: tl.constexpr, SUMS: tl.constexpr):  # fmt: skip
+    """Take the steps in front of the statistic `wanted`."""
     ahead = wanted
     for s in tl.static_range(len(STEPS)):
         code = drawn(draws, STEPS[s][CODE], n, image).to(tl.int32)
         ahead = tl.where(code == wanted, 0, ahead)
         if ahead > 0:
             value = drawn(draws, STEPS[s][VALUE], n, image)
-            r, g, b = pointwise(r, g, b, code, value, image, partial, partial, mask, STEPS[s][KINDS] & 0x1FA, C, PARTS)
+            r, g, b = pointwise(r, g, b, code, value, image, partial, partial, mask, STEPS[s][KINDS] & 0x1FA, C, SUMS)
             if STEPS[s][KINDS] & 8192:
                 if code == 13:
                     r, g, b = _erased(r, g, b, draws, n, image, ids, keys, row, column, pixel, STEPS, s)
+    return r, g, b
+
+
+@triton.jit(**LAUNCHED)
+def measure(
+    src, gather, spare, blurred, draws, ids, keys, partial, histogram, n,
+    G: tl.constexpr, STENCIL: tl.constexpr, STEPS: tl.constexpr, SUMS: tl.constexpr, S: tl.constexpr, T: tl.constexpr,
+    C: tl.constexpr, PARTS: tl.constexpr, COUNTS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Store what a statistic needs, for a few blocks of pixels at once: the steps up to it are taken for that.
+
+    partial: float32 [N, SUMS, 8]: share of the mean grey; least r, g, b; largest r, g, b.
+    histogram: int32 [N, C, 256], zeroed, where COUNTS.
+    """
+    image, share = tl.program_id(0) // SUMS, tl.program_id(0) % SUMS
+    wanted = 0
+    for s in tl.static_range(len(STEPS)):
+        code = drawn(draws, STEPS[s][CODE], n, image).to(tl.int32)
+        wanted = tl.where((code == 2) | (code == 9) | (code == 10), code, wanted)
+    if wanted == 0:
+        return
+    counted = False
     if COUNTS:
-        if wanted == 10:
+        counted = wanted == 10
+    turns: tl.constexpr = (PARTS + SUMS - 1) // SUMS
+    total = 0.0
+    low_r, low_g, low_b = 2.0, 2.0, 2.0
+    high_r, high_g, high_b = -1.0, -1.0, -1.0
+    for turn in range(turns):
+        pixel = (share * turns + turn) * BLOCK + tl.arange(0, BLOCK)
+        mask = pixel < S * T
+        row, column = pixel // T, pixel % T
+        r, g, b = _start(src, gather, spare, blurred, draws, n, image, row, column, mask, G, STENCIL, S, T, C)
+        r, g, b = _stepped(
+            r, g, b, draws, n, image, ids, keys, row, column, pixel, partial, mask, wanted, STEPS, C, SUMS
+        )
+        if counted:
             here = histogram + image * C * 256
             tl.atomic_add(here + level_of(r), 1, mask=mask)
             if C == 3:
                 tl.atomic_add(here + 256 + level_of(g), 1, mask=mask)
                 tl.atomic_add(here + 512 + level_of(b), 1, mask=mask)
-            return
-    at = partial + (image * PARTS + part) * 8
-    tl.store(at, tl.sum(tl.where(mask, grey(r, g, b, C), 0.0), 0) / (S * T))
-    tl.store(at + 1, tl.min(tl.where(mask, r, 2.0), 0))
-    tl.store(at + 2, tl.min(tl.where(mask, g, 2.0), 0))
-    tl.store(at + 3, tl.min(tl.where(mask, b, 2.0), 0))
-    tl.store(at + 4, tl.max(tl.where(mask, r, -1.0), 0))
-    tl.store(at + 5, tl.max(tl.where(mask, g, -1.0), 0))
-    tl.store(at + 6, tl.max(tl.where(mask, b, -1.0), 0))
+        else:
+            total += tl.sum(tl.where(mask, grey(r, g, b, C), 0.0), 0)
+            low_r = tl.minimum(low_r, tl.min(tl.where(mask, r, 2.0), 0))
+            low_g = tl.minimum(low_g, tl.min(tl.where(mask, g, 2.0), 0))
+            low_b = tl.minimum(low_b, tl.min(tl.where(mask, b, 2.0), 0))
+            high_r = tl.maximum(high_r, tl.max(tl.where(mask, r, -1.0), 0))
+            high_g = tl.maximum(high_g, tl.max(tl.where(mask, g, -1.0), 0))
+            high_b = tl.maximum(high_b, tl.max(tl.where(mask, b, -1.0), 0))
+    at = partial + (image * SUMS + share) * 8
+    tl.store(at, total / (S * T))
+    tl.store(at + 1, low_r)
+    tl.store(at + 2, low_g)
+    tl.store(at + 3, low_b)
+    tl.store(at + 4, high_r)
+    tl.store(at + 5, high_g)
+    tl.store(at + 6, high_b)
 
 
 @triton.jit(**LAUNCHED)
@@ -229,7 +263,7 @@ def blur_down(
 ):  # fmt: skip
     """Blur along columns, float32 [N, S, T, C]; images without a blur are left out."""
     image, part = tl.program_id(0) // PARTS, tl.program_id(0) % PARTS
-    if drawn(draws, STENCIL[0], n, image) != 12.0:
+    if drawn(draws, STENCIL[0], n, image) != BLUR:
         return
     pixel = part * BLOCK + tl.arange(0, BLOCK)
     mask = pixel < S * T
@@ -262,9 +296,9 @@ def _store(out, image, pixel, mask, value, CHANNEL: tl.constexpr, OUTPUT: tl.con
 @triton.jit(**LAUNCHED)
 def apply(
     src, gather, spare, blurred, draws, ids, keys, partial, table, out, aside, n,
-    G: tl.constexpr, STENCIL: tl.constexpr, STEPS: tl.constexpr, S: tl.constexpr, T: tl.constexpr, C: tl.constexpr,
-    OUTPUT: tl.constexpr, LATER: tl.constexpr, ASIDE: tl.constexpr, ONLY: tl.constexpr, PARTS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    G: tl.constexpr, STENCIL: tl.constexpr, STEPS: tl.constexpr, SUMS: tl.constexpr, S: tl.constexpr, T: tl.constexpr,
+    C: tl.constexpr, OUTPUT: tl.constexpr, LATER: tl.constexpr, ASIDE: tl.constexpr, ONLY: tl.constexpr,
+    PARTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Resample (or take a stencil), take the steps, scale, cast and store once.
 
@@ -273,7 +307,7 @@ def apply(
     """
     image, part = tl.program_id(0) // PARTS, tl.program_id(0) % PARTS
     if ONLY:
-        if drawn(draws, STENCIL[0], n, image) == 0.0:
+        if not is_stencil(drawn(draws, STENCIL[0], n, image)):
             return
     pixel = part * BLOCK + tl.arange(0, BLOCK)
     mask = pixel < S * T
@@ -282,13 +316,13 @@ def apply(
     for s in tl.static_range(len(STEPS)):
         code = drawn(draws, STEPS[s][CODE], n, image).to(tl.int32)
         value = drawn(draws, STEPS[s][VALUE], n, image)
-        r, g, b = pointwise(r, g, b, code, value, image, partial, table, mask, STEPS[s][KINDS], C, PARTS)
+        r, g, b = pointwise(r, g, b, code, value, image, partial, table, mask, STEPS[s][KINDS], C, SUMS)
         if STEPS[s][KINDS] & 8192:
             if code == 13:
                 r, g, b = _erased(r, g, b, draws, n, image, ids, keys, row, column, pixel, STEPS, s)
     to_aside = ASIDE
     if LATER >= 0:
-        to_aside = drawn(draws, LATER, n, image) != 0.0
+        to_aside = is_stencil(drawn(draws, LATER, n, image))
     if to_aside:
         at = aside + image.to(tl.int64) * (S * T * C) + pixel * C
         tl.store(at, r, mask=mask)
@@ -296,6 +330,9 @@ def apply(
             tl.store(at + 1, g, mask=mask)
             tl.store(at + 2, b, mask=mask)
     else:
+        if C == 1:
+            # One channel alone went through the steps; three are wanted where a Grayscale(3) follows.
+            g, b = r, r
         _store(out, image, pixel, mask, r, 0, OUTPUT, S, T)
         if OUTPUT[0] == 3:
             _store(out, image, pixel, mask, g, 1, OUTPUT, S, T)

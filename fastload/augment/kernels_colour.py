@@ -12,6 +12,7 @@ import triton.language as tl
 from fastload.augment.kernels_sampling import clamp
 
 LEVELS = tl.constexpr(256 - 1e-3)  # torchvision's to_dtype(uint8, scale=True)
+SAME = tl.constexpr(1e-4)  # see pointwise.SAME
 
 
 @triton.jit
@@ -52,24 +53,24 @@ def level_of(x):
 
 
 @triton.jit
-def _parts(partial, image, column, other, PARTS: tl.constexpr):
-    """Read one number of every block of an image; a power of two of them, as Triton wants it."""
-    at = tl.arange(0, triton.next_power_of_2(PARTS))
-    return tl.load(partial + (image * PARTS + at) * 8 + column, mask=at < PARTS, other=other)
+def _parts(partial, image, column, other, SUMS: tl.constexpr):
+    """Read one number of each share of an image's blocks; a power of two of them, as Triton wants it."""
+    at = tl.arange(0, triton.next_power_of_2(SUMS))
+    return tl.load(partial + (image * SUMS + at) * 8 + column, mask=at < SUMS, other=other)
 
 
 @triton.jit
-def _stretched(x, partial, image, CHANNEL: tl.constexpr, PARTS: tl.constexpr):
+def _stretched(x, partial, image, CHANNEL: tl.constexpr, SUMS: tl.constexpr):
     """See pointwise.autocontrast: the least value of the image becomes 0, the largest 1."""
-    low = tl.min(_parts(partial, image, 1 + CHANNEL, 2.0, PARTS), 0)
-    high = tl.max(_parts(partial, image, 4 + CHANNEL, -1.0, PARTS), 0)
-    flat = low == high
+    low = tl.min(_parts(partial, image, 1 + CHANNEL, 2.0, SUMS), 0)
+    high = tl.max(_parts(partial, image, 4 + CHANNEL, -1.0, SUMS), 0)
+    flat = high - low < SAME
     return clamp((x - tl.where(flat, 0.0, low)) / tl.where(flat, 1.0, high - low))
 
 
 @triton.jit
 def pointwise(
-    r, g, b, code, value, image, partial, table, mask, KINDS: tl.constexpr, C: tl.constexpr, PARTS: tl.constexpr
+    r, g, b, code, value, image, partial, table, mask, KINDS: tl.constexpr, C: tl.constexpr, SUMS: tl.constexpr
 ):
     """Take one step, whatever its code is; the same for all pixels of a program. See pointwise.py."""
     if KINDS & 2:
@@ -77,7 +78,7 @@ def pointwise(
             r, g, b = clamp(r * value), clamp(g * value), clamp(b * value)
     if KINDS & 4:
         if code == 2:
-            mean = tl.sum(_parts(partial, image, 0, 0.0, PARTS), 0)
+            mean = tl.sum(_parts(partial, image, 0, 0.0, SUMS), 0)
             other = mean * (1.0 - value)
             r, g, b = clamp(other + r * value), clamp(other + g * value), clamp(other + b * value)
     if (KINDS & 8) and C == 3:
@@ -99,14 +100,15 @@ def pointwise(
             r, g, b = _posterized(r, value), _posterized(g, value), _posterized(b, value)
     if KINDS & 256:
         if code == 8:
-            r = tl.where(r >= value, 1.0 - r, r)
-            g = tl.where(g >= value, 1.0 - g, g)
-            b = tl.where(b >= value, 1.0 - b, b)
+            least = value - SAME
+            r = tl.where(r >= least, 1.0 - r, r)
+            g = tl.where(g >= least, 1.0 - g, g)
+            b = tl.where(b >= least, 1.0 - b, b)
     if KINDS & 512:
         if code == 9:
-            r = _stretched(r, partial, image, 0, PARTS)
-            g = _stretched(g, partial, image, 1, PARTS)
-            b = _stretched(b, partial, image, 2, PARTS)
+            r = _stretched(r, partial, image, 0, SUMS)
+            g = _stretched(g, partial, image, 1, SUMS)
+            b = _stretched(b, partial, image, 2, SUMS)
     if KINDS & 1024:
         if code == 10:
             here = table + image * C * 256

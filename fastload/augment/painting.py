@@ -53,7 +53,8 @@ class Painting:
         self.moved: list[bool] = self._moved[0].tolist()
         self.idle = not self._moved[0].any() and not self._codes.any()
         channels = passes[0].channels
-        self._scale, self._offset = (torch.tensor(v).expand(channels) for v in (values.scale, values.offset))
+        both = (torch.tensor(v, device="cpu") for v in (values.scale, values.offset))
+        self._scale, self._offset = (v.expand(channels) for v in both)
 
     def compiled(
         self, paint: Callable[..., None], images_MHWC: torch.Tensor, rows: torch.Tensor | None,
@@ -66,7 +67,7 @@ class Painting:
         erased = np.zeros((len(self._steps), crops_NSTC.shape[3]), np.float32)
         for k, (step, _) in enumerate(self._steps):
             erased[k] = step.fill if step is not None else 0
-        levels = torch.arange(256.0)[None].expand(len(self._scale), 256)
+        levels = torch.arange(256.0, device="cpu")[None].expand(len(self._scale), 256)
         table = torch.addcmul(self._offset[:, None], levels, self._scale[:, None])
         direct = out_NCST if out_NCST.dtype in DIRECT else torch.empty_like(
             out_NCST, dtype=torch.float32)  # fmt: skip
@@ -112,7 +113,7 @@ class Painting:
         for code, numbers, (step, j) in zip(
             self._codes[i].tolist(), self._numbers[i].tolist(), self._steps, strict=True
         ):
-            value = torch.full((1, 1, 1, 1), numbers[0])
+            value = torch.full((1, 1, 1, 1), numbers[0], device="cpu")
             if step is None:
                 x = self._through((x * 255).permute(0, 2, 3, 1), j, i).mul(1 / 255) if code else x
             elif code == Code.ERASE:

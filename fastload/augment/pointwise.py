@@ -16,6 +16,8 @@ from fastload.augment.plan import Code
 
 GREY_WEIGHTS = (0.2989, 0.587, 0.114)
 GREY_SCALE = 1 << 20  # to which part of 1 a mean grey is exact
+# Values so far apart are one: resampling an even area leaves its level by a rounding, a hundredth of that.
+SAME = 1e-4
 
 
 def grey(x_NCHW: torch.Tensor) -> torch.Tensor:
@@ -95,14 +97,14 @@ def posterize(x: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
 
 
 def solarize(x: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
-    """Invert what reaches the threshold."""
-    return torch.where(x >= threshold, 1 - x, x)
+    """Invert what reaches the threshold, or is the same as it."""
+    return torch.where(x >= threshold - SAME, 1 - x, x)
 
 
 def autocontrast(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
     """Stretch each channel to 0..1; a channel of one value stays as it is."""
     low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
-    flat = low == high
+    flat = high - low < SAME
     return ((x - torch.where(flat, 0.0, low)) / torch.where(flat, 1.0, high - low)).clamp_(0, 1)
 
 

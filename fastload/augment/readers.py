@@ -285,7 +285,7 @@ def _normalize(t: Any, parser: Parser) -> None:
     mean, std = (n * channels if len(n) == 1 else n for n in (mean, std))
     if len(mean) != len(std):
         raise TransformError(f"mean {mean} and std {std} are of different lengths; give one number for each channel.")
-    if min(std) <= 0:
+    if min(std, default=0) <= 0:
         raise TransformError(f"std {std} has a value that is not above 0.")
     offset = [-m / s for m, s in zip(mean, std, strict=True)]
     parser.spec = replace(spec, values=spec.values.then([1 / s for s in std], offset))

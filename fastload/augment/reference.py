@@ -118,11 +118,11 @@ def noise(spec: Noise, drawn: Drawn, index: torch.Tensor, shape: tuple[int, int,
     """
     channels, height, width = shape
     ids = drawn.ids[index][:, None]
-    block = torch.arange(height * width)[None] + (1 << 16)
+    block = torch.arange(height * width, device="cpu")[None] + (1 << 16)
     number = torch.full_like(block, spec.number + (drawn.view << 16))
     words = philox4x32((block, number, ids & 0xFFFFFFFF, ids >> 32), drawn.keys.words[:2])
     z = torch.stack(normal(words)[:channels], dim=1).view(-1, channels, height, width)
-    scale, offset = (torch.tensor(v).expand(channels)[:, None, None] for v in (spec.scale, spec.offset))
+    scale, offset = (torch.tensor(v, device="cpu").expand(channels)[:, None, None] for v in (spec.scale, spec.offset))
     return z.float() * scale + offset
 
 
@@ -131,7 +131,7 @@ def finish(
 ) -> torch.Tensor:
     """Scale, cast and lay out; from stored units."""
     scale, offset = (
-        torch.tensor(v).to(x_NCST.device, non_blocking=True).expand(x_NCST.shape[1])[:, None, None]
+        torch.tensor(v, device="cpu").to(x_NCST.device, non_blocking=True).expand(x_NCST.shape[1])[:, None, None]
         for v in (values.scale, values.offset)
     )
     x_NCST = torch.addcmul(offset, x_NCST, scale)

@@ -6,6 +6,9 @@ Shape letters: N batch, H W stored pixels, S T output height and width, C channe
 from __future__ import annotations
 
 import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,7 +22,8 @@ def column(value: Array, num_images: int, device: torch.device) -> torch.Tensor:
     """Return per-image numbers of any backend as float64 [N]."""
     if not isinstance(value, torch.Tensor):
         value = torch.from_numpy(np.array(np.broadcast_to(value, num_images), np.float64))
-    moved: torch.Tensor = value.to(device, torch.float64, non_blocking=True)
+    # Not to the CPU, which would read the numbers before a GPU has written them.
+    moved: torch.Tensor = value.to(device, torch.float64, non_blocking=device.type != "cpu")
     return moved.expand(num_images)
 
 
@@ -55,14 +59,36 @@ def filtered(images_NHWC: torch.Tensor, geometry: Geometry) -> torch.Tensor:
     columns_NTW = filter_weights(geometry.x, width, images_NHWC, geometry.fold)
     # [N, H, C, W] in between: both products are then plain batched ones, and nothing is copied twice.
     images_NHCW = images_NHWC.to(torch.float32).transpose(2, 3)
-    narrow = torch.bmm(images_NHCW.reshape(-1, height * num_channels, width), columns_NTW.transpose(1, 2))
-    out = torch.bmm(rows_NSH, narrow.view(len(narrow), height, num_channels * geometry.x.size))
+    with _in_full(images_NHWC.device):
+        narrow = torch.bmm(images_NHCW.reshape(-1, height * num_channels, width), columns_NTW.transpose(1, 2))
+        out = torch.bmm(rows_NSH, narrow.view(len(narrow), height, num_channels * geometry.x.size))
     out_NCST = out.view(len(out), geometry.y.size, num_channels, geometry.x.size).transpose(1, 2)
     if geometry.padded and any(geometry.fill):
         # What the weights of stored pixels lack to 1 is padding.
         missing_NST = 1 - rows_NSH.sum(2)[:, :, None] * columns_NTW.sum(2)[:, None, :]
         out_NCST = out_NCST + missing_NST[:, None] * fill_C(geometry.fill, images_NHWC)[:, None, None]
     return out_NCST
+
+
+@contextmanager
+def _in_full(device: torch.device) -> Iterator[None]:
+    """Multiply float32 in full: a training may have it rounded to the 11 bits of TF32, to a tenth of a level."""
+    # As torch 2.9 says it, which a user may mix with the older way of speaking; 2.8 has that alone, for GPUs.
+    switch = getattr(torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn, "matmul", None)
+    name, full = ("fp32_precision", "ieee") if hasattr(switch, "fp32_precision") else ("allow_tf32", False)
+    with _switching:  # by one thread at a time: it puts back what it found
+        before = getattr(switch, name, full)
+        if before in (full, "none"):
+            yield
+            return
+        setattr(switch, name, full)
+        try:
+            yield
+        finally:
+            setattr(switch, name, before)
+
+
+_switching = threading.Lock()
 
 
 def filter_weights(axis: AxisMap, num_stored: int, images: torch.Tensor, fold: str = "") -> torch.Tensor:
@@ -201,7 +227,7 @@ def copy_by_slices(images_NHWC: torch.Tensor, geometry: Geometry) -> torch.Tenso
     """See copy_pixels; image by image, for the CPU."""
     num_images, height, width, num_channels = images_NHWC.shape
     rows, columns = geometry.out
-    out_NSTC = torch.empty((num_images, rows, columns, num_channels), dtype=images_NHWC.dtype)
+    out_NSTC = torch.empty((num_images, rows, columns, num_channels), dtype=images_NHWC.dtype, device="cpu")
     each_y, each_x = _slices(geometry.y, height, num_images), _slices(geometry.x, width, num_images)
     padded = any(before + after for side in (each_y, each_x) for _, _, before, after, _ in side)
     if padded:
@@ -260,4 +286,4 @@ def folded(at: torch.Tensor, low: torch.Tensor, high: torch.Tensor, mode: str) -
 
 def fill_C(fill: tuple[float, ...], images: torch.Tensor) -> torch.Tensor:
     """Return a fill as float32 [C] on the images' device; the images have their channels last."""
-    return torch.tensor(fill).to(images.device, non_blocking=True).expand(images.shape[-1])
+    return torch.tensor(fill, device="cpu").to(images.device, non_blocking=True).expand(images.shape[-1])

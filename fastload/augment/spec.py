@@ -193,7 +193,7 @@ def parse(transforms: Any, *, on_unknown: str = "error") -> Spec:
 
 def numbers_of(value: Any) -> tuple[float, ...]:
     """Return what torchvision takes as one number or several."""
-    return tuple(torch.as_tensor(value, dtype=torch.float64).reshape(-1).tolist())
+    return tuple(torch.as_tensor(value, dtype=torch.float64, device="cpu").reshape(-1).tolist())
 
 
 def flatten(transforms: Any) -> Iterable[Any]:

@@ -204,7 +204,7 @@ class Trace:
 
 
 _HEAD = """\
-@triton.jit(do_not_specialize=["n"])
+@triton.jit(do_not_specialize=["n"], do_not_specialize_on_alignment=["ids_ptr"])
 def draw(ids_ptr, keys_ptr, out_ptr, n, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < n

@@ -7,10 +7,11 @@ from typing import Any, overload
 
 from fastload.errors import DatasetError, printable
 from fastload.formats.ffcv import Beton, find_beton_damage, open_beton
-from fastload.formats.manifest import MANIFEST_NAME, read_manifest
+from fastload.formats.manifest import MANIFEST_NAME, of_betons, read_manifest
 from fastload.formats.mapstyle import MapDataset, open_folder
 from fastload.formats.resident import Dataset, find_damage
 from fastload.places import as_place, exists
+from fastload.records import known_split
 from fastload.urls import Url
 
 # What Loader serves. All have len, [i], labels, classes, split, digest, is_table, is_regression and sample_shape.
@@ -35,7 +36,7 @@ def open_dataset(
 
     Args:
         path: the dataset's directory, `NAME.fastload`; a file `NAME.beton`; or, with `size`, a folder of class folders.
-        split: `train`, `valid` or `test`; a `.beton` holds one, whatever it is called.
+        split: `train`, `valid` or `test`, or another word for one (`val`); a `.beton` holds one, whatever it is called.
         verify: check the checksums of this split, too; `fastload verify` checks all splits.
         size: of an image folder: the side that its images are stretched to, in pixels, one by one as they are
             read. That is what everybody does and what conversion saves: there to be compared with.
@@ -47,7 +48,7 @@ def open_dataset(
     Raises:
         DatasetError: missing, damaged, of another version, or without that split.
     """
-    place = as_place(path)
+    place, split = as_place(path), known_split(split)
     if isinstance(place, Url):
         raise DatasetError(
             f"{printable(place)} is no local path, and shards are mapped into memory; copy the folder to a local disk."
@@ -68,7 +69,7 @@ def open_dataset(
         and not exists(path / MANIFEST_NAME, DatasetError)
         and not path.name.endswith(".fastload")
     ):
-        raise DatasetError(
+        raise of_betons(path) or DatasetError(
             f"{printable(path)} is a folder without {MANIFEST_NAME}, so no dataset; "
             f"make one with: fastload convert {printable(path)}; or pass size=... to read the images one by one."
         )

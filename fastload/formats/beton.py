@@ -30,6 +30,7 @@ from fastload.places import exists
 BETON_VERSION = 2
 MIN_PAGE_BYTES = 1 << 21
 JPG, RAW = 0, 1
+MAX_PIXELS = 178_000_000  # of a JPEG, which a few bytes may say to be any size; what is raw is there
 BLOCK_BYTES = 4 << 20  # what one step of a check reads
 
 HEADER = np.dtype(
@@ -261,7 +262,8 @@ def _fits(rows: npt.NDArray[Any], start: Numbers, size: Numbers) -> npt.NDArray[
         good = (rows["start"] == start) & (rows["size"] == size)
     else:
         raw_bytes = rows["width"].astype(np.uint64) * rows["height"] * 3
-        as_its_mode = np.where(rows["mode"] == RAW, size == raw_bytes, (rows["mode"] == JPG) & (size > 0))
+        is_jpg = (rows["mode"] == JPG) & (size > 0) & (raw_bytes <= 3 * MAX_PIXELS)
+        as_its_mode = np.where(rows["mode"] == RAW, size == raw_bytes, is_jpg)
         good = (rows["start"] == start) & (raw_bytes > 0) & as_its_mode
     return np.asarray(good)
 

@@ -22,8 +22,9 @@ from PIL import Image
 
 from fastload.errors import DatasetError, printable
 from fastload.formats.beton import RAW, BetonField, BetonInfo, blocks, check_beton, damaged, inspect
-from fastload.formats.ffcv_writer import FORMAT, VERSION, Mode, write_beton
+from fastload.formats.ffcv_writer import FORMAT, VERSION, Mode, is_about_beton, write_beton
 from fastload.formats.resident import sha256_of
+from fastload.places import exists
 from fastload.records import SPLITS
 
 __all__ = [
@@ -31,8 +32,10 @@ __all__ = [
     "BetonField",
     "BetonInfo",
     "Mode",
+    "betons_at",
     "check_beton",
     "find_beton_damage",
+    "is_about_beton",
     "open_beton",
     "write_beton",
 ]
@@ -102,6 +105,11 @@ class Beton(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
         return torch.from_numpy(pixels), int(self.labels[index])
 
     @property
+    def class_to_idx(self) -> dict[str, int]:
+        """Class name -> label; empty where no JSON names the classes."""
+        return {name: label for label, name in enumerate(self.classes)}
+
+    @property
     def one_size(self) -> tuple[int, int] | None:
         """(H, W) of all images; None where they are of their own sizes."""
         height, width = (int(n) for n in self.sizes[0])
@@ -163,9 +171,30 @@ def open_beton(path: str | Path, split: str = "train") -> Beton:
     return Beton(Path(path), split)
 
 
+def betons_at(path: Path) -> list[Path]:
+    """Return the file `path`, or those in the folder: what a JSON of ours names is one of them, there or lost.
+
+    None where `path` is neither.
+
+    Raises:
+        DatasetError: a `.beton` that is not there, and never was.
+    """
+    if path.is_dir():
+        named = (file.with_suffix(".beton") for file in path.glob("*.json") if is_about_beton(file))
+        return sorted({*path.glob("*.beton"), *named})
+    if path.suffix != ".beton":
+        return []
+    if not exists(path, DatasetError) and not is_about_beton(path.with_suffix(".json")):
+        raise DatasetError(f"{printable(path)} does not exist; pass a .beton file, or a folder of these.")
+    return [path]
+
+
 def find_beton_damage(path: str | Path, advance: Callable[[int], object] | None = None) -> Iterator[str]:
     """Yield one sentence if the file is not what the JSON beside it says, calling `advance(bytes)` as it reads."""
     path = Path(path)
+    if not exists(path, DatasetError) and is_about_beton(path.with_suffix(".json")):
+        yield f"{printable(path)} is missing."
+        return
     try:
         about = _read_about(check_beton(path))
         if not about:

@@ -15,7 +15,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,9 +25,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fastload.errors import ConfigError, DatasetError, printable
-from fastload.files import lock, sync
-from fastload.formats.beton import check_beton
+from fastload.files import Draft, draft_path, sync
+from fastload.formats.beton import MAX_PIXELS, check_beton
 from fastload.formats.resident import sha256_of
+from fastload.machine import INSTALL_FFCV
 from fastload.records import stable_rank
 
 FORMAT = "fastload-beton"
@@ -35,10 +36,10 @@ VERSION = 1
 Mode = Literal["raw", "jpg", "proportion"]
 Sample = Callable[[int], tuple[npt.NDArray[np.uint8], int]]
 
+JPEG_SHARE = 0.5  # of the samples in a beton of mode `proportion`
 FIRST_PAGE_BYTES = 8 << 20  # ffcv's own choice; images that do not fit a page get a larger one
 MAX_PAGE_BYTES = 1 << 30  # ffcv writes a page with one write(), and Linux cuts that just under 2 GiB
 MAX_SIDE = {"raw": 65_535, "jpg": 65_500, "proportion": 65_500}  # 16 bits in the metadata; libjpeg's own limit
-INSTALL = 'apt-get install libopencv-dev libturbojpeg0-dev pkg-config && pip install "fastload[ffcv]"'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,15 +47,13 @@ class Encoding:
     """How images are stored in a beton.
 
     Attributes:
-        mode: `raw` pixels, `jpg`, or `proportion`: a fixed, random-looking share of the samples as jpg.
+        mode: `raw` pixels, `jpg`, or `proportion`: a fixed, random-looking half of the samples as jpg.
         quality: of the JPEGs, 1 to 100.
-        jpeg_share: of `proportion`.
         max_resolution: the longer side in pixels; larger images are shrunk to it. None leaves all as they are.
     """
 
     mode: Mode = "raw"
     quality: int = 90
-    jpeg_share: float = 0.5
     max_resolution: int | None = None
 
     def __post_init__(self) -> None:
@@ -62,8 +61,6 @@ class Encoding:
             raise ConfigError(f"mode={printable(self.mode)!r}: not one of {', '.join(get_args(Mode))}.")
         if not 1 <= self.quality <= 100:
             raise ConfigError(f"quality={self.quality}: JPEG quality lies between 1 and 100; try 90.")
-        if not 0 <= self.jpeg_share <= 1:
-            raise ConfigError(f"jpeg_share={self.jpeg_share}: a share lies between 0 and 1; try 0.5.")
         if self.max_resolution is not None and not 1 <= self.max_resolution <= MAX_SIDE[self.mode]:
             raise ConfigError(
                 f"max_resolution={self.max_resolution}: a side has 1 to {MAX_SIDE[self.mode]:,} pixels; try 256."
@@ -72,7 +69,7 @@ class Encoding:
     def is_jpg(self, index: int) -> bool:
         """Return whether sample `index` becomes a JPEG: by its number alone, where ffcv throws dice."""
         if self.mode == "proportion":
-            return int.from_bytes(stable_rank(0, str(index))) < self.jpeg_share * 2.0**128
+            return int.from_bytes(stable_rank(0, str(index))) < JPEG_SHARE * 2.0**128
         return self.mode == "jpg"
 
 
@@ -88,7 +85,6 @@ def write_beton(
     classes: Sequence[str],
     mode: Mode = "raw",
     quality: int = 90,
-    jpeg_share: float = 0.5,
     max_resolution: int | None = None,
     workers: int,
     info: dict[str, Any],
@@ -106,7 +102,7 @@ def write_beton(
         sample: index -> (uint8 [H, W, 3], label); called from several threads, not in order, and again
             for samples that came before an image larger than a page. What it raises ends the run.
         classes: class names, index = label; a label of -1 means none.
-        mode, quality, jpeg_share, max_resolution: see Encoding.
+        mode, quality, max_resolution: see Encoding.
         workers: threads that call `sample` and encode.
         info: goes into the JSON as it is.
         advance: called with 1 for every finished sample, from the calling thread.
@@ -119,16 +115,16 @@ def write_beton(
         DatasetError: the output exists, is being written by another process, or cannot be written; or
             `sample` gave something that is no image or no label of `classes`.
     """
-    encoding = Encoding(mode=mode, quality=quality, jpeg_share=jpeg_share, max_resolution=max_resolution)
+    encoding = Encoding(mode=mode, quality=quality, max_resolution=max_resolution)
     if out.suffix != ".beton":
         raise ConfigError(f"{printable(out)}: the name of an FFCV file ends in .beton; add it.")
     if num_samples < 1 or workers < 1:
         raise ConfigError(f"num_samples={num_samples}, workers={workers}: both have to be at least 1.")
     _import_ffcv()
-    with _unfinished(out) as (temporary, about_temporary):
+    with _unfinished(out) as (draft, about_temporary):
+        begun_ns, temporary = os.fstat(draft.descriptor).st_mtime_ns, draft_path(out)
         counts = _fill(temporary, num_samples, sample, len(classes), encoding, workers, advance)
         written = check_beton(temporary)
-        sync(temporary)
         about = {
             "format": FORMAT,
             "version": VERSION,
@@ -138,17 +134,32 @@ def write_beton(
             "sha256": sha256_of(temporary),
             "classes": list(classes),
             "counts": {str(label): counts[label] for label in sorted(counts)},
-            **asdict(encoding),
+            "mode": mode,
+            "quality": quality,
+            "jpeg_share": JPEG_SHARE,
+            "max_resolution": max_resolution,
             "ffcv": version("ffcv"),
             "info": info,
         }
         about_temporary.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        # Not of now: an image that was changed after it was read has to be newer than its beton.
+        os.utime(about_temporary, ns=(begun_ns, begun_ns))
         sync(about_temporary)
-        temporary.replace(out)
-        sync(out.parent)
+        draft.publish()
         about_temporary.replace(out.with_suffix(".json"))
         sync(out.parent)
     return out
+
+
+def is_about_beton(file: Path) -> bool:
+    """Tell whether a file is the JSON beside a beton of ours, cut or whole."""
+    if not file.is_file():  # a pipe would wait for ever
+        return False
+    try:
+        with file.open("rb") as opened:
+            return FORMAT.encode() in opened.read(100)  # its first field; others' may be gigabytes
+    except OSError:
+        return False
 
 
 def _import_ffcv() -> Any:
@@ -157,52 +168,39 @@ def _import_ffcv() -> Any:
         import ffcv.memory_allocator
         import ffcv.writer
     except (ImportError, OSError) as e:  # OSError: a library of the system is missing
-        raise ConfigError(f"Writing FFCV files needs ffcv ({printable(e)}); get it with: {INSTALL}") from e
+        raise ConfigError(f"Writing FFCV files needs ffcv ({printable(e)}); get it with: {INSTALL_FFCV}") from e
     return ffcv
 
 
 @contextmanager
-def _unfinished(out: Path) -> Iterator[tuple[Path, Path]]:
-    """Hold the temporary names of `out` and its JSON for this process alone, and leave nothing there."""
+def _unfinished(out: Path) -> Iterator[tuple[Draft, Path]]:
+    """Hold `out` for this process alone; yield its draft, and the temporary name of its JSON."""
     about = out.with_suffix(".json")
-    temporary, about_temporary = (file.with_name(f".{file.name}.tmp") for file in (out, about))
+    mark = draft_path(about)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT, 0o666)
+        draft = Draft(out)
+    except BlockingIOError:
+        raise DatasetError(
+            f"{printable(out)} is being written by another process; wait for it, or pass another output path."
+        ) from None
     except OSError as e:
-        raise DatasetError(f"{printable(temporary)} cannot be made ({e.strerror}); pass another output path.") from e
+        raise DatasetError(f"{printable(out)} cannot be made ({e.strerror}); pass another output path.") from e
     try:
-        _lock(descriptor, temporary, out)
-        # A beton whose JSON still has its temporary name: ours, stopped between the two renames.
-        if about.exists() or (out.exists() and not about_temporary.exists()):
-            temporary.unlink()
+        if about.exists() or (out.exists() and not mark.exists()):
             found = out if out.exists() else about
-            raise DatasetError(f"{printable(found)} exists; pass another output path, or delete it first.")
-        try:
-            yield temporary, about_temporary
-        except OSError as e:
-            raise DatasetError(
-                f"{printable(out)} cannot be written ({printable(e.strerror or e)}); "
-                f"make room in {printable(out.parent)} and run the same command again."
-            ) from e
-        finally:
-            temporary.unlink(missing_ok=True)
-            about_temporary.unlink(missing_ok=True)
+            or_not = ", or delete it first" if is_about_beton(about) else ", as it is not of fastload"
+            raise DatasetError(f"{printable(found)} exists; pass another output path{or_not}.")
+        yield draft, mark
+    except OSError as e:
+        raise DatasetError(
+            f"{printable(out)} cannot be written ({printable(e.strerror or e)}); "
+            f"make room in {printable(out.parent)} and run the same command again."
+        ) from e
     finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, temporary: Path, out: Path) -> None:
-    busy = DatasetError(
-        f"{printable(out)} is being written by another process; wait for it, or pass another output path."
-    )
-    try:
-        lock(descriptor)  # where the file system knows locks
-        # Whoever held it before may have renamed or removed it since it was opened here.
-        if os.fstat(descriptor).st_ino != temporary.stat().st_ino:
-            raise busy
-    except (BlockingIOError, FileNotFoundError):
-        raise busy from None
+        draft.discard()
+        if not out.exists():  # else a beton whose JSON has its temporary name: ours, to be written anew
+            mark.unlink(missing_ok=True)
 
 
 def _fill(
@@ -269,7 +267,14 @@ class _Encoder:
     def __call__(self, index: int) -> _Encoded:
         try:
             image, label = self._checked(index, *self._sample(index))
-            field = self._jpg if self._encoding.is_jpg(index) else self._raw
+            image = _shrink(image, self._encoding.max_resolution)
+            is_jpg, (height, width, _) = self._encoding.is_jpg(index), image.shape
+            if is_jpg and height * width > MAX_PIXELS:
+                raise DatasetError(
+                    f"sample {index:,} has {width}x{height} pixels; a JPEG in a beton has at most {MAX_PIXELS:,}, "
+                    "so leave it out, or pass a smaller max_resolution."
+                )
+            field = self._jpg if is_jpg else self._raw
             row = np.zeros(1, field.metadata_type)
             kept: list[npt.NDArray[np.uint8]] = []
 
@@ -277,7 +282,7 @@ class _Encoder:
                 kept.append(np.empty(num_bytes, np.uint8))
                 return 0, kept[0]
 
-            field.encode(row, _shrink(image, self._encoding.max_resolution), keep)
+            field.encode(row, image, keep)
         except MemoryError as e:
             raise DatasetError(f"sample {index:,}: out of memory; run again with fewer workers.") from e
         except OSError as e:  # of `sample`: nothing is written here

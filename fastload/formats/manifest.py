@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ from typing import Any
 import torch
 
 from fastload.errors import DatasetError, printable
-from fastload.places import Place, exists
+from fastload.places import Place, exists, files_in
 from fastload.records import SPLITS
 
 FORMAT = "fastload-resident"
 VERSION = 1
 MANIFEST_NAME = "manifest.json"
 SAMPLES_NAME = "samples.csv"
+SAMPLES_HEAD = ("split", "shard", "row", "label", "path")
 BAD_NAME = "bad.csv"
 
 
@@ -134,8 +136,10 @@ def read_manifest(path: Place) -> Manifest:
     try:
         content = json.loads((path / MANIFEST_NAME).read_bytes())
     except FileNotFoundError:
-        raise DatasetError(f"{shown} has no {MANIFEST_NAME}, so it is no dataset; convert it again.") from None
-    except (OSError, ValueError) as e:
+        raise of_betons(path) or DatasetError(
+            f"{shown} has no {MANIFEST_NAME}, so it is no dataset; convert it again."
+        ) from None
+    except (OSError, ValueError, RecursionError) as e:
         raise DatasetError(f"{shown}/{MANIFEST_NAME} cannot be read ({printable(e)}); convert it again.") from e
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
@@ -151,10 +155,25 @@ def read_manifest(path: Place) -> Manifest:
         )
     try:
         return _checked(content)
-    except (KeyError, TypeError, ValueError, AttributeError) as e:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
         raise DatasetError(
             f"{shown}/{MANIFEST_NAME} is damaged ({type(e).__name__}: {printable(e)}); convert it again."
         ) from e
+
+
+def of_betons(folder: Place) -> DatasetError | None:
+    """Return the error for a folder of FFCV's files where a manifest is wanted; None where it holds none."""
+    try:
+        names = files_in(folder, ".beton")
+    except OSError:
+        return None
+    if not names:
+        return None
+    shown = printable(folder)
+    return DatasetError(
+        f"{shown} holds FFCV's files ({printable(', '.join(names[:3]))}) and no {MANIFEST_NAME}; open one of them, "
+        f"e.g. {shown}/{printable(names[0])}, with fastload.open_dataset, or check all with: fastload verify {shown}"
+    )
 
 
 def _checked(content: dict[str, Any]) -> Manifest:
@@ -172,13 +191,17 @@ def _checked(content: dict[str, Any]) -> Manifest:
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}")
         shards = tuple(Shard(**shard) for shard in entry["shards"])
+        if not shards:
+            raise ValueError(f"{split} has no shards")
         for shard in shards:
-            # The name comes from a file anyone may have edited: it must not lead out of the dataset.
-            if Path(shard.file).name != shard.file or shard.file in ("", ".", ".."):
-                raise ValueError(f"shard name {shard.file!r} is not a plain file name")
+            _check_shard(shard)
         if sum(shard.rows for shard in shards) != entry["count"]:
             raise ValueError(f"the shards of {split} do not add up to its count")
         splits[split] = shards
+    if len(content["display_names"]) != len(content["classes"]):
+        raise ValueError(f"{len(content['display_names'])} display_names of {len(content['classes'])} classes")
+    if table is None and not len(content["mean"]) == len(content["std"]) == sample.shape[-1]:
+        raise ValueError(f"mean and std of {len(content['mean'])} and {len(content['std'])} channels")
     return Manifest(
         sample=sample,
         label=label,
@@ -193,6 +216,15 @@ def _checked(content: dict[str, Any]) -> Manifest:
         fastload=str(content["fastload"]),
         table=dict(table) if table is not None else None,
     )
+
+
+def _check_shard(shard: Shard) -> None:
+    # The name comes from a file anyone may have edited: it must not lead out of the dataset.
+    if Path(shard.file).name != shard.file or shard.file in ("", ".", "..") or "\0" in shard.file:
+        raise ValueError(f"shard name {shard.file!r} is not a plain file name")
+    os.fsencode(shard.file)
+    if any(type(number) is not int or number < 0 for number in (shard.rows, shard.bytes)):
+        raise TypeError(f"{shard.file} has {shard.rows!r} rows and {shard.bytes!r} bytes")
 
 
 def _field(content: dict[str, Any], name: str, num_axes: int | None) -> Field:

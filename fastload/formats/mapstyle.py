@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fastload.errors import DatasetError, printable
-from fastload.records import SPLIT_WORDS
+from fastload.records import SPLIT_WORDS, known_split
 
 
 class MapDataset(torch.utils.data.Dataset[tuple[torch.Tensor, Any]]):
@@ -111,23 +111,60 @@ class MapDataset(torch.utils.data.Dataset[tuple[torch.Tensor, Any]]):
 def open_folder(path: Path, split: str, size: int) -> MapDataset:
     """Open an image folder through torchvision's ImageFolder, images stretched to [size, size, 3].
 
+    Class folders, or split folders that hold them: splits and labels are those that converting gives.
+
     Raises:
-        DatasetError: there are no class folders with images.
+        DatasetError: there are no class folders with images, or no folder of that split, or several.
     """
     import torchvision.transforms.v2 as T
     from torchvision.datasets import ImageFolder
 
     if size < 1:
         raise DatasetError(f"size={size}: a side has at least 1 pixel.")
-    words = [word for word, known in SPLIT_WORDS.items() if known == split]
-    found = [path / word for word in words if (path / word).is_dir()]
-    if not found and split != "train":
-        raise DatasetError(f"{printable(path)} has no folder {' or '.join(words)}; pass a folder that has one.")
     try:
-        images = ImageFolder(str(found[0] if found else path), transform=T.Resize((size, size)))
-    except (FileNotFoundError, OSError) as e:
+        splits = {entry.name: known_split(entry.name) for entry in sorted(path.iterdir()) if _is_split(entry)}
+        folder = path / _folder_of(path, split, splits)
+        images = ImageFolder(str(folder), transform=T.Resize((size, size)), allow_empty=True)
+        _number_as_converted(images, [path / name for name in splits] or [path])
+    except OSError as e:
         raise DatasetError(f"{printable(path)} has no class folders with images ({printable(e)}).") from e
+    if not images.samples:
+        raise DatasetError(f"{printable(folder)} has no class folders with images; pass a folder that has some.")
     return MapDataset(images, split=split, name=path.resolve().name)
+
+
+def _is_split(entry: Path) -> bool:
+    return entry.name.lower() in SPLIT_WORDS and entry.is_dir()
+
+
+def _folder_of(path: Path, split: str, splits: dict[str, str]) -> str:
+    """Return the folder of a split; `.` where there are no split folders, as all is `train` then."""
+    found = [name for name, known in splits.items() if known == split] if splits else ["."] * (split == "train")
+    if len(found) > 1:
+        names = printable(" and ".join(found))
+        raise DatasetError(f"{printable(path)} has several folders of split {split}, {names}; move them into one.")
+    if not found:
+        there = f"its split folders are: {', '.join(splits)}" if splits else "it has no split folders, so all is train"
+        raise DatasetError(f"{printable(path)} has no split {printable(split)}; {printable(there)}.")
+    return found[0]
+
+
+def _number_as_converted(images: Any, folders: list[Path]) -> None:
+    """Number the classes over all splits, those without images left out: ImageFolder sees one split and counts all."""
+    names = {entry for folder in folders for entry in folder.iterdir() if entry.is_dir()}
+    classes = sorted({entry.name for entry in names if any(map(_is_image, entry.rglob("*")))})
+    if classes == images.classes:
+        return
+    label_of = {name: label for label, name in enumerate(classes)}
+    images.samples = [(file, label_of[images.classes[label]]) for file, label in images.samples]
+    images.imgs, images.targets = images.samples, [label for _, label in images.samples]
+    images.classes, images.class_to_idx = classes, label_of
+
+
+def _is_image(file: Path) -> bool:
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    return file.suffix.lower() in IMG_EXTENSIONS
 
 
 def _listed(dataset: Any) -> torch.Tensor | None:
@@ -135,7 +172,7 @@ def _listed(dataset: Any) -> torch.Tensor | None:
         found = getattr(dataset, name, None)
         if found is not None:
             try:
-                labels = torch.as_tensor(found)
+                labels = torch.as_tensor(found, device="cpu")
             except (TypeError, ValueError, RuntimeError):
                 return None
             if len(labels) == len(dataset):
@@ -148,6 +185,6 @@ def _tensor(image: Any) -> torch.Tensor:
         return torch.from_numpy(np.array(image if image.mode == "L" else image.convert("RGB"))).view(
             image.height, image.width, -1
         )
-    tensor = torch.as_tensor(image)
+    tensor = torch.as_tensor(image, device=image.device if isinstance(image, torch.Tensor) else "cpu")
     is_planar = tensor.ndim == 3 and tensor.shape[2] not in (1, 3) and tensor.shape[0] in (1, 3)
     return tensor.permute(1, 2, 0) if tensor.dtype == torch.uint8 and is_planar else tensor

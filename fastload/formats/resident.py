@@ -7,9 +7,10 @@ float32 [n, T] for regression. The manifest is written last: a directory without
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from fastload.errors import DatasetError, printable
-from fastload.formats.manifest import DTYPES, Manifest, Shard
+from fastload.formats.manifest import DTYPES, SAMPLES_HEAD, SAMPLES_NAME, Manifest, Shard
 from fastload.places import Place, num_bytes_of
 from fastload.urls import Url
 
@@ -53,7 +54,7 @@ class Dataset(torch.utils.data.Dataset[tuple[torch.Tensor, int | torch.Tensor]])
             sample, label = _open_shard(path, shard, manifest)
             self.shards.append(sample)
             labels.append(label)
-        empty = torch.empty((0, *manifest.label.shape), dtype=DTYPES[manifest.label.dtype][1])
+        empty = torch.empty((0, *manifest.label.shape), dtype=DTYPES[manifest.label.dtype][1], device="cpu")
         self.labels = torch.cat([empty, *labels])
         if (
             len(self.labels)
@@ -84,6 +85,22 @@ class Dataset(torch.utils.data.Dataset[tuple[torch.Tensor, int | torch.Tensor]])
     def classes(self) -> tuple[str, ...]:
         """Class names, index = label."""
         return self.manifest.classes
+
+    @property
+    def class_to_idx(self) -> dict[str, int]:
+        """Class name -> label."""
+        return {name: label for label, name in enumerate(self.classes)}
+
+    @cached_property
+    def paths(self) -> tuple[str, ...]:
+        """What each sample was made of, by sample id (`Loader.batch_ids`): its path in the source, or row of a table.
+
+        Read from `samples.csv` when first asked for: a second for a million.
+
+        Raises:
+            DatasetError: that file is missing, or lists other samples.
+        """
+        return _read_paths(self.path / SAMPLES_NAME, self.split, self.manifest.splits[self.split])
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -151,6 +168,29 @@ class Dataset(torch.utils.data.Dataset[tuple[torch.Tensor, int | torch.Tensor]])
         return hashlib.sha256(self.manifest.to_json().encode()).hexdigest()
 
 
+def _read_paths(file: Path, split: str, shards: Sequence[Shard]) -> tuple[str, ...]:
+    wanted = ([split, shard.file, str(row)] for shard in shards for row in range(shard.rows))
+    paths = []
+    try:
+        with file.open(encoding="utf-8", errors="surrogateescape", newline="") as opened:
+            lines = csv.reader(opened)
+            if tuple(next(lines, ())) != SAMPLES_HEAD:
+                raise ValueError("no such columns")
+            for *place, _, path in lines:
+                if place[0] == split:
+                    if place != next(wanted, None):
+                        raise ValueError(f"line {lines.line_num}")
+                    paths.append(path)
+        if next(wanted, None) is not None:
+            raise ValueError(f"it ends after {len(paths):,} of {split}")
+    except (OSError, ValueError, IndexError, csv.Error) as e:
+        raise DatasetError(
+            f"{printable(file)} does not list this dataset's samples ({printable(e)}); copy the whole directory anew, "
+            "or convert again."
+        ) from e
+    return tuple(paths)
+
+
 def _open_shard(path: Path, shard: Shard, manifest: Manifest) -> tuple[torch.Tensor, torch.Tensor]:
     file = path / shard.file
     name = f"{printable(path)}/{printable(shard.file)}"
@@ -158,7 +198,8 @@ def _open_shard(path: Path, shard: Shard, manifest: Manifest) -> tuple[torch.Ten
         size = file.stat().st_size
         if size != shard.bytes:
             raise DatasetError(f"{name} has {size:,} bytes, not {shard.bytes:,}: it was cut or changed; convert again.")
-        with safe_open(file, framework="pt") as opened:
+        # safetensors asks torch for the default device.
+        with torch.device("cpu"), safe_open(file, framework="pt") as opened:
             tensors = [opened.get_tensor(field.name) for field in (manifest.sample, manifest.label)]
     except FileNotFoundError:
         raise DatasetError(f"{name} is missing; convert again, or copy the whole directory.") from None

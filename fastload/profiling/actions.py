@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from fastload.errors import printable
 from fastload.profiling.report import Action, Loop, ResidentGain
@@ -12,6 +13,7 @@ from fastload.profiling.verdict import INPUT_BOUND_SHARE, PARTLY_SHARE
 
 MEASURED, UPPER_BOUND = "measured", "upper bound"
 WORTH = 1.05
+TRAIN = ("train", "training")
 ROOM = 8 / 7  # what is stored over what is trained on: an eighth is left for crops to move in
 
 
@@ -24,10 +26,13 @@ class Advice:
         gain: what converting would give, where that is known.
         source: the folder of images, where it is known.
         library: torchvision's class that reads `source` as its root; None of a folder that is read as it is.
-        converted: whether the loop is fed by a converted dataset already.
+        converted: whether its samples lie in memory, decoded: converting would give no more.
+        are_images: whether its batches are images; nothing else is converted.
         store: side to convert to, in pixels, where it is known.
-        num_cores: that this process may use.
+        num_cores: that this process may use, shared with no other rank.
         num_workers: of the DataLoader, None of others.
+        persistent_workers: whether these outlive an epoch already, None where that is not known.
+        pinned: whether batches come in pinned memory already, likewise.
         assume_gpu_rate: images/s of a GPU that is not here.
     """
 
@@ -36,27 +41,48 @@ class Advice:
     source: str | None = None
     library: str | None = None
     converted: bool = False
+    are_images: bool = True
     store: int | None = None
     num_cores: int = 1
     num_workers: int | None = None
+    persistent_workers: bool | None = None
+    pinned: bool | None = None
     assume_gpu_rate: float | None = None
+
+    @property
+    def is_convertible(self) -> bool:
+        """Whether there is anything left to convert."""
+        return self.are_images and not self.converted
+
+
+def folder_to_convert(root: str | None, library: str | None) -> str | None:
+    """Return the folder a dataset reads, or the one that it is the training split of: to be converted with the others.
+
+    Args:
+        root: the dataset's own folder, where it is known.
+        library: torchvision's class that reads it, whose splits are not folders.
+    """
+    is_split = root and not library and Path(root).name.lower() in TRAIN
+    return str(Path(root).parent) if root and is_split else root
 
 
 def advise(advice: Advice) -> tuple[Action, ...]:
     """Return what to do, the most useful first; the last ones are what-ifs."""
-    word = advice.loop.verdict.word
+    word, waited = advice.loop.verdict.word, advice.loop.wait.share or 0.0
     actions: list[Action] = []
     if word == "INCONCLUSIVE":
         actions.append(Action(text=f"Measure again: {advice.loop.verdict.why}"))
     elif word in ("INPUT-BOUND", "PARTLY INPUT-BOUND"):
         actions += _feed_faster(advice)
     elif word == "INTERFERENCE":
-        actions += [_convert(advice)] if not advice.converted else []
+        actions += [_convert(advice)] if advice.is_convertible else []
         actions.append(Action(text="Give the loader fewer workers, or the step more cores."))
     elif word == "COPY-BOUND":
         actions.append(_pin(advice))
+        actions += _feed_faster(advice) if waited >= PARTLY_SHARE else []
     elif word == "LAUNCH-BOUND":
         actions += _launch(advice)
+        actions += _feed_faster(advice) if waited >= PARTLY_SHARE else []
     else:
         actions.append(_nothing(advice))
     if advice.assume_gpu_rate is not None:
@@ -67,15 +93,16 @@ def advise(advice: Advice) -> tuple[Action, ...]:
 def _feed_faster(advice: Advice) -> Iterator[Action]:
     cause = None if advice.loop.cause is None else advice.loop.cause.word
     share = advice.loop.wait.share or 0.0
-    if cause == "epoch-starts" and advice.num_workers:
+    if cause == "epoch-starts" and advice.num_workers and not advice.persistent_workers:
         yield Action(
             text="Keep the workers between epochs.", gain=_without(_edge_share(advice)), basis=UPPER_BOUND,
             command=f"DataLoader(..., num_workers={advice.num_workers}, persistent_workers=True)",
         )  # fmt: skip
-    if not advice.converted:
+    if advice.is_convertible:
         yield _convert(advice)
-    more = max(1, advice.num_cores - 1)
-    if cause == "one-worker" and more > (advice.num_workers or 0):
+    more, now = max(1, advice.num_cores - 1), advice.num_workers
+    is_short = cause == "one-worker" or (now is not None and cause not in ("epoch-starts", "starved-cores"))
+    if is_short and more > (now or 0):
         yield Action(
             text="Let more processes load.", gain=_without(share), basis=UPPER_BOUND,
             command=f"DataLoader(..., num_workers={more}, persistent_workers=True)",
@@ -83,12 +110,17 @@ def _feed_faster(advice: Advice) -> Iterator[Action]:
     if cause == "starved-cores":
         yield Action(text=f"Ask for more than {advice.num_cores} cores per GPU, or leave the loader fewer workers.")
     if advice.converted:
-        yield Action(text="Do less per image, or make the step's own batches larger: samples lie in memory already.",
+        yield Action(text="Do less per sample, or make the step's own batches larger: samples lie in memory already.",
+                     gain=_without(share), basis=UPPER_BOUND)  # fmt: skip
+    elif not advice.are_images:
+        yield Action(text="Do less per sample: what every epoch computes anew can be computed once, and stored.",
                      gain=_without(share), basis=UPPER_BOUND)  # fmt: skip
 
 
 def _convert(advice: Advice) -> Action:
-    gain, share = advice.gain, advice.loop.wait.share or 0.0
+    gain, share, cause = advice.gain, advice.loop.wait.share or 0.0, advice.loop.cause
+    if cause is not None and cause.word == "epoch-starts":
+        share = max(share, _edge_share(advice))
     speedup, basis = (gain.speedup, gain.basis) if gain is not None else (_without(share), UPPER_BOUND)
     source = "FOLDER" if advice.source is None else shlex.quote(printable(advice.source))
     if advice.library is not None:
@@ -101,12 +133,19 @@ def _convert(advice: Advice) -> Action:
 
 
 def _pin(advice: Advice) -> Action:
-    busy = advice.loop.gpu.busy_share
-    return Action(
-        text="Copy from pinned memory, without waiting: pin_memory=True, and images.to(device, non_blocking=True).",
-        command="DataLoader(..., pin_memory=True)", gain=1 / busy if busy else None,
-        basis=UPPER_BOUND if busy else None,
-    )  # fmt: skip
+    busy, command = advice.loop.gpu.busy_share, None
+    copy = "images.to(device, non_blocking=True)"
+    if advice.converted:
+        text, command = "Keep the samples in GPU memory, if they fit there.", 'fastload.Loader(..., placement="gpu")'
+    elif advice.pinned is None:
+        text = f"Copy without waiting, {copy}, and from pinned memory where batches do not lie in it."
+    elif advice.pinned:
+        text = f"Copy without waiting, {copy}, and fewer bytes: uint8 that the GPU itself makes floats of."
+    else:
+        text = f"Copy from pinned memory, without waiting: pin_memory=True, and {copy}."
+        command = "DataLoader(..., pin_memory=True)"
+    gain, basis = (1 / busy, UPPER_BOUND) if busy else (None, None)
+    return Action(text=text, command=command, gain=gain, basis=basis)
 
 
 def _launch(advice: Advice) -> Iterator[Action]:
@@ -123,7 +162,7 @@ def _nothing(advice: Advice) -> Action:
     """Say that the input is not the problem, and by how little a conversion would help."""
     command = "torch.set_float32_matmul_precision('high')" if advice.loop.gpu.memory_bytes else None
     step = "Look at the step: mixed precision, a larger batch, compile."
-    if advice.converted:
+    if not advice.is_convertible:
         return Action(text=f"The input is not the problem. {step}", command=command)
     gain, share = advice.gain, advice.loop.wait.share or 0.0
     speedup, basis = (gain.speedup, gain.basis) if gain is not None else (_without(share), UPPER_BOUND)

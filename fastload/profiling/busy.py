@@ -50,6 +50,11 @@ class BusyWindow:
         self._device = device
         self._profiler: Any = None
 
+    def prepare(self) -> None:
+        """Set up what this process's first trace needs, which takes a while; `start` does it where this did not."""
+        if not _profiler_enabled():
+            _set_up(self._device)
+
     def start(self) -> None:
         """Begin the window, with nothing under way on the GPU; not where somebody else traces already."""
         if _profiler_enabled():

@@ -14,9 +14,11 @@ from fastload.profiling.report import Cause, Sample
 from fastload.profiling.verdict import (
     COPY_BOUND_SHARE,
     IDLE_GPU_SHARE,
+    INPUT_BOUND_SHARE,
     INTERFERENCE_EFFICIENCY,
     MIN_STEPS,
     PARTLY_SHARE,
+    waits_more_for_the_host,
 )
 
 IDLE_CPU = 0.5  # of a core: a worker below it sleeps for most of the time
@@ -43,7 +45,7 @@ class Evidence:
         read_bytes_per_image: all that process and workers read, from the page cache too.
         sample: seconds of one sample by part.
         in_memory: whether batches are made of samples that lie in memory, decoded (fastload's Loader).
-        pinned: whether batches come in pinned memory.
+        pinned: whether batches come in pinned memory, where that is known.
         syncs_per_step: calls that make the host wait for the GPU.
     """
 
@@ -96,7 +98,11 @@ def find_cause(seen: Evidence) -> Cause | None:
     """Return the cause that the evidence speaks for; None where too few steps were measured to ask."""
     if seen.wait_share is None or seen.num_steps < MIN_STEPS:
         return None
-    if seen.start_share is not None and seen.start_share >= max(PARTLY_SHARE, seen.wait_share):
+    start = seen.start_share or 0.0
+    is_partly = max(seen.wait_share, start) < INPUT_BOUND_SHARE
+    if is_partly and waits_more_for_the_host(seen.wait_share, seen.busy_share, seen.copy_share):
+        word, why = _not_waiting(seen)
+    elif start >= max(PARTLY_SHARE, seen.wait_share):
         word, why = _edges(seen)
     elif seen.wait_share >= PARTLY_SHARE:
         word, why = _waiting(seen)
@@ -190,7 +196,8 @@ def _told(seen: Evidence) -> Iterator[str]:
     if seen.busy_share is not None:
         yield f"GPU busy {seen.busy_share:.0%}"
     if seen.copy_share is not None:
-        yield f"GPU only receiving {seen.copy_share:.0%}, from {'pinned' if seen.pinned else 'pageable'} memory"
+        memory = {True: ", from pinned memory", False: ", from pageable memory", None: ""}[seen.pinned]
+        yield f"GPU only receiving {seen.copy_share:.0%}{memory}"
     if seen.own_share is not None:
         yield f"the loader's own work on the device {seen.own_share:.0%}"
     if seen.syncs_per_step is not None:

@@ -62,6 +62,16 @@ def ratio_interval(
     return float(low), float(high)
 
 
+def whole_rounds(num_steps: int, num_workers: int | None) -> int:
+    """Return how many steps to count: `num_steps`, two of each worker at least, and of each worker as many.
+
+    Workers that make batches side by side are done side by side: a round of them is one wait, and no wait until the
+    next. Any other number of steps would measure where in a round it began.
+    """
+    workers = num_workers or 1
+    return -(-max(num_steps, 2 * workers) // workers) * workers
+
+
 def thinned(count: int, most: int) -> list[int]:
     """Return at most `most` evenly spaced positions among `count`, the first and the last with them."""
     if count <= most:

@@ -11,14 +11,17 @@ SECONDS_BETWEEN = 0.5
 
 
 class LiveLine:
-    """One line on standard error, written over twice a second; nothing where that is no terminal.
+    """One line on standard error, written over twice a second; nothing where that is no terminal, or no more.
 
     Args:
         shown: False writes nothing, e.g. on all ranks but the first.
     """
 
     def __init__(self, *, shown: bool = True) -> None:
-        self._shown = shown and sys.stderr.isatty()
+        try:
+            self._shown = shown and sys.stderr.isatty()
+        except (AttributeError, ValueError):  # None, of a process that was started without one; or closed
+            self._shown = False
         self._next = time.monotonic() + SECONDS_BETWEEN
         self._written = False
 
@@ -30,13 +33,18 @@ class LiveLine:
         share = meter.share_so_far
         wait = "" if share is None else f", data wait {share:.1%}"
         # To the end of the line is cleared: the last one may have been longer.
-        sys.stderr.write(f"\r{meter.num_steps:,} steps{wait}\x1b[K")
-        sys.stderr.flush()
-        self._written = True
+        self._written = self._write(f"\r{meter.num_steps:,} steps{wait}\x1b[K")
 
     def clear(self) -> None:
         """Leave the terminal as it was."""
         if self._written:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+            self._write("\r\x1b[K")
             self._written = False
+
+    def _write(self, text: str) -> bool:
+        try:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        except (OSError, ValueError):  # a terminal that was closed stays so
+            self._shown = False
+        return self._shown

@@ -27,6 +27,9 @@ from fastload.profiling.report import (
 from fastload.profiling.timing import Timing
 from fastload.profiling.verdict import efficiency, headspace, judge
 
+IN_MEMORY = ("gpu", "gpu_sharded", "host", "mapped")  # placements whose samples lie in memory, decoded
+CHANNELS = (1, 3, 4)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Feeding:
@@ -34,7 +37,7 @@ class Feeding:
 
     Attributes:
         num_workers, persistent_workers: of a DataLoader; else None.
-        pinned: whether it gives batches in pinned memory.
+        pinned: whether it gives batches in pinned memory; of a DataLoader.
         in_memory: whether its samples lie in memory, decoded.
     """
 
@@ -48,7 +51,7 @@ class Feeding:
         """Return what a loader says of itself; nothing of a plain iterable."""
         placement = getattr(getattr(loader, "placement", None), "kind", None)
         if placement is not None:
-            return cls(in_memory=placement in ("gpu", "gpu_sharded", "host", "mapped"))
+            return cls(in_memory=placement in IN_MEMORY)
         workers = getattr(loader, "num_workers", None)
         if not isinstance(workers, int):
             return cls()
@@ -140,10 +143,20 @@ def make_loop(
             timing.wait_share, timing.num_steps, device_type, efficiency_share, interval=interval,
             start_share=timing.start_share, busy_share=evidence.busy_share, copy_share=evidence.copy_share,
             own_share=own_share,
+            pinned=feeding.pinned,
             zeros_share=measured.nvml.zeros_share if measured.nvml is not None and device_type == "cuda" else None,
         ),
         series=_series(timing, measured.nvml_series if device_type == "cuda" else ()),
     )  # fmt: skip
+
+
+def image_side(shape: Sequence[int] | None) -> int | None:
+    """Return the side, in pixels, of a batch of images [B, C, S, T] or [B, S, T, C]; None of anything else."""
+    if shape is None or len(shape) != 4:
+        return None
+    if shape[1] in CHANNELS:
+        return shape[3]
+    return shape[2] if shape[3] in CHANNELS else None
 
 
 def rate(timing: Timing, *, period: int = 1) -> Rate | None:

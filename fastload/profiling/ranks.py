@@ -51,7 +51,7 @@ def announce(rank: int, world_size: int, name: str) -> None:
         _leave(f"{name}-{rank}.pid", str(os.getpid()))
 
 
-def gather(report: dict[str, Any], rank: int, world_size: int, name: str) -> dict[str, Any] | None:
+def gather(report: dict[str, Any], rank: int, world_size: int, name: str, since: float = 0.0) -> dict[str, Any] | None:
     """Leave this rank's report for rank 0, which returns all that come in time as one; others get None.
 
     Ranks of rank 0's node find each other; what others report is left out.
@@ -60,6 +60,8 @@ def gather(report: dict[str, Any], rank: int, world_size: int, name: str) -> dic
         report: of this rank.
         rank, world_size: which and of how many.
         name: of the loop, the same on every rank and for no other loop of this run.
+        since: when the measuring began, in seconds as of `time.time`. What is older is of a run before this one,
+            which in a notebook has the same parent and port.
     """
     if world_size == 1:
         return report
@@ -70,6 +72,10 @@ def gather(report: dict[str, Any], rank: int, world_size: int, name: str) -> dic
     folder = _folder()
     if folder is None:
         return report
+    for file in folder.glob(f"{name}-*"):
+        with suppress(FileNotFoundError):
+            if file.stat().st_mtime < since:
+                file.unlink()
     begin, found = time.monotonic(), {0: report}
     while len(found) < num_here(world_size):
         missing = [other for other in range(1, world_size) if other not in found]

@@ -12,10 +12,8 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ import torch
 
 from fastload import __version__
 from fastload.files import write_text, writing
+from fastload.machine import cpu_name, installed
 from fastload.memory import meminfo_bytes
 from fastload.profiling.verdict import Verdict
 
@@ -50,17 +49,6 @@ def environment() -> dict[str, Any]:
         },
         "versions": {"python": platform.python_version(), "fastload": __version__, **installed(PACKAGES)},
     }
-
-
-def installed(names: Sequence[str]) -> dict[str, str | None]:
-    """Return the installed version of each package, None where it is not installed."""
-    found: dict[str, str | None] = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
 
 
 def command() -> str:
@@ -103,20 +91,9 @@ def rounded(value: float | None, digits: int = 4) -> float | None:
     return None if value is None else round(value, digits)
 
 
-def cpu_name() -> str:
-    """Return the processor's name as the system gives it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def described(**run: Any) -> dict[str, Any]:
-    """Return `environment()` with this process's command, as a report of version 2 has it."""
-    return {"command": command(), **environment(), **run}
+def described() -> dict[str, Any]:
+    """Return `environment()` with this process's command: what every result begins with."""
+    return {"command": command(), **environment()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -26,6 +28,18 @@ PARTS = {"wait": ("yellow", "█"), "own": ("magenta", "▓"), "work": ("blue", 
 BAR_WIDTH = 60
 MAX_EVIDENCE = 12
 NOISE = 0.1  # a run this much above its ceiling was measured on a machine that others used
+
+
+class Terminal(Console):
+    """rich's console for what is said beside somebody's own program: where nobody reads, it raises, and ends nothing.
+
+    Raises:
+        OSError: printed to a pipe whose reader ended (rich's own console raises SystemExit), or a closed terminal.
+    """
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Pass the error on, which rich is handling."""
+        raise
 
 
 def say(report: Json, console: Console, reached_gain: float | None = None) -> None:

@@ -37,6 +37,7 @@ def judge(
     copy_share: float | None = None,
     own_share: float | None = None,
     zeros_share: float | None = None,
+    pinned: bool | None = None,
 ) -> Verdict:
     """Judge a loop by the share of time its device waited for data.
 
@@ -51,6 +52,7 @@ def judge(
         copy_share: time in which the GPU did nothing but receive batches, likewise.
         own_share: time of the loader's own work on the device over wall time, None where it does not tell.
         zeros_share: of the driver's samples, in which nothing ran on the GPU; asked where `busy_share` is not known.
+        pinned: whether batches come in pinned memory, None where that is not known.
     """
     if wait_share is None or num_steps < MIN_STEPS:
         why = f"{num_steps} steps were measured and {MIN_STEPS} are needed; run longer."
@@ -61,9 +63,10 @@ def judge(
             f"tell; run more than {num_steps} steps, on a machine that nobody else uses."
         )
         return Verdict(word="INCONCLUSIVE", why=why, confidence="low")
-    verdict = _by_wait(wait_share, start_share, device_type) or _by_rest(
-        wait_share, device_type, efficiency_share, busy_share, copy_share, own_share
-    )
+    verdict = _by_wait(wait_share, start_share, device_type)
+    is_partly = verdict is not None and verdict.word == "PARTLY INPUT-BOUND"
+    if verdict is None or (is_partly and waits_more_for_the_host(wait_share, busy_share, copy_share)):
+        verdict = _by_rest(wait_share, device_type, efficiency_share, busy_share, copy_share, own_share, pinned)
     if verdict.word == "NOT INPUT-BOUND" and busy_share is None and (zeros_share or 0.0) > 1 - IDLE_GPU_SHARE:
         why = (
             f"{verdict.why} Yet the driver saw the GPU at 0 for {zeros_share:.0%} of the time: it may wait for the "
@@ -71,6 +74,13 @@ def judge(
         )
         return replace(verdict, why=why, confidence="low")
     return replace(verdict, confidence=_confidence(verdict.word, wait_share, num_steps, interval))
+
+
+def waits_more_for_the_host(wait_share: float, busy_share: float | None, copy_share: float | None) -> bool:
+    """Tell whether copies or late launches keep a GPU idle for longer than missing data does; False if not known."""
+    if copy_share is not None and copy_share >= COPY_BOUND_SHARE:
+        return True
+    return busy_share is not None and busy_share < IDLE_GPU_SHARE and 1 - busy_share - wait_share > wait_share
 
 
 def _by_wait(wait_share: float, start_share: float | None, device_type: str) -> Verdict | None:
@@ -93,12 +103,12 @@ def _by_rest(
     busy_share: float | None,
     copy_share: float | None,
     own_share: float | None,
+    pinned: bool | None,
 ) -> Verdict:
     share = _waited(wait_share, device_type)
     if copy_share is not None and copy_share >= COPY_BOUND_SHARE:
-        why = (
-            f"{share}, but spent {copy_share:.0%} of it on nothing but receiving batches; pinned memory copies faster."
-        )
+        rest = "; pinned memory copies faster." if pinned is False else ", which holds up the step."
+        why = f"{share}, but spent {copy_share:.0%} of it on nothing but receiving batches{rest}"
         return Verdict(word="COPY-BOUND", why=why)
     if busy_share is not None and busy_share < IDLE_GPU_SHARE:
         why = f"{share}, yet it was busy for {busy_share:.0%} of it only: it waits for the host to launch its kernels."

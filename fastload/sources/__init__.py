@@ -25,7 +25,7 @@ from fastload.sources.tables import Table, describe_table, is_packed_table, read
 from fastload.sources.webdataset import read_webdataset
 from fastload.urls import Url, is_url
 
-__all__ = ["LAYOUTS", "Table", "cut_splits", "describe", "describe_table", "detect", "is_packed_table",
+__all__ = ["LAYOUTS", "Table", "cut_splits", "describe", "describe_table", "detect", "is_packed_table", "library_name",
            "read_table", "remarks"]  # fmt: skip
 
 TORCHVISION, HUGGINGFACE = "torchvision:", "hf:"
@@ -77,11 +77,18 @@ LAYOUTS = {
     ),
     "huggingface": _Layout(
         read=lambda spec, o: read_huggingface(
-            spec.removeprefix(HUGGINGFACE), label_column=o.label_column, download=o.download
+            spec.removeprefix(HUGGINGFACE),
+            label_column=o.label_column,
+            download=o.download,
+            allow_outside=o.allow_outside,
         ),
-        options={"label_column", "download"},
+        options={"label_column", "download", "allow_outside"},
     ),
 }
+
+
+# A folder of splits is told by another name, which is part of the digest of every such dataset.
+_SAME_LAYOUT = {"split-class-folders": "class-folders"}
 
 
 def detect(
@@ -100,12 +107,12 @@ def detect(
     Args:
         spec: a folder, a list, tars (`shards/{000..099}.tar`), a parquet file, or the URL of one that fsspec
             opens (`s3://bucket/food11`); `torchvision:NAME` or `hf:NAME_OR_PATH`.
-        layout: one of LAYOUTS, where it shall not be found.
+        layout: one of LAYOUTS, or a source's own `layout`, where it shall not be found.
         path_column, label_column: of a list, parquet file or Hugging Face dataset, by name.
         class_names: a file (or URL) with names for people; without it `cat_to_name.json`, in the root or above it.
         root: what the paths of a list are relative to, a folder or URL, or torchvision's root.
         download: let a library fetch what is not there.
-        allow_outside: take paths of a list that lead out of its root.
+        allow_outside: take paths of a list, or of a Hugging Face dataset, that lead out of its root.
 
     Raises:
         ConfigError: an option that cannot be right, or that the layout cannot use; or fsspec cannot open the URL.
@@ -117,7 +124,7 @@ def detect(
     options = _Options(path_column=path_column, label_column=label_column, root=root, download=download,
                        allow_outside=allow_outside)  # fmt: skip
     with fresh_listings(place), fresh_listings(root or Path()):
-        name = layout or _find_layout(spec)
+        name = _SAME_LAYOUT.get(layout, layout) if layout else _find_layout(spec)
         chosen = _checked_layout(name, spec, options)
         source = chosen.read(spec, options)
         if layout is None and not source.classes:
@@ -205,6 +212,13 @@ def _find_layout(spec: str) -> str:
         f"{printable(spec)} is a file of no known kind; "
         f"pass a folder, a list (.csv, .tsv, .txt), .tar or .parquet{table}."
     )
+
+
+def library_name(source: str | Source) -> str | None:
+    """Return what the dataset of a library is called (`hf:org/Food101`: Food101); None of any other source."""
+    if isinstance(source, Source):
+        return source.name if source.layout in ("torchvision", "huggingface") else None
+    return source.rstrip("/").rpartition("/")[2].rpartition(":")[2] if _is_library(source) else None
 
 
 def _is_library(spec: str) -> bool:

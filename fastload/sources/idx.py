@@ -74,20 +74,24 @@ def read_idx(root: Place) -> Source:
         found += [(split, f"{name}/{row:08d}", str(label)) for row, label in enumerate(labels.tolist())]
     classes, records = from_texts(found)
     return Source(root=root, layout="idx", classes=classes, records=records, num_channels=1, notes=notes,
-                  num_ignored=len(names) - 2 * len(pairs), reader=IdxReader(images))  # fmt: skip
+                  num_ignored=len(names) - 2 * len(pairs), reader=IdxReader(root, images))  # fmt: skip
 
 
 class IdxReader:
     """Reads image NUMBER of the file that the rest of a record's path names."""
 
-    def __init__(self, images: Mapping[str, npt.NDArray[np.uint8]]) -> None:
-        self.images = images
+    def __init__(self, root: Place, images: Mapping[str, npt.NDArray[np.uint8]]) -> None:
+        self.root, self.images = root, images
 
     def __call__(self, record: Record) -> npt.NDArray[np.uint8]:
         """Return one image, uint8 [H, W, 1]."""
         name, _, row = record.path.rpartition("/")
         image: npt.NDArray[np.uint8] = self.images[name][int(row)]
         return image[..., None]
+
+    def file_of(self, record: Record) -> Place:
+        """Return the idx file that holds a record."""
+        return self.root / record.path.rpartition("/")[0]
 
 
 def _labels_name(root: Place, images: str, names: list[str]) -> str:

@@ -87,8 +87,10 @@ class _Loader:
 class LibraryReader:
     """Reads sample NUMBER of the dataset that the rest of a record's path names."""
 
-    def __init__(self, datasets: Mapping[str, Any], column: str | None = None) -> None:
-        self.datasets, self.column = datasets, column
+    def __init__(
+        self, datasets: Mapping[str, Any], column: str | None = None, folders: Sequence[str] | None = None
+    ) -> None:
+        self.datasets, self.column, self.folders = datasets, column, folders
 
     def __call__(self, record: Record) -> bytes | npt.NDArray[np.uint8]:
         """Return one image, encoded, or as pixels where the library holds pixels.
@@ -101,13 +103,32 @@ class LibraryReader:
             sample = self.datasets[path][int(row)]
             image = sample[0] if self.column is None else sample[self.column]
             if isinstance(image, Mapping):  # Hugging Face: {"bytes", "path"}
-                return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+                return image["bytes"] if image["bytes"] is not None else self._file(image["path"])
         except Exception as e:  # a library may raise anything
             raise DecodeError(record.path, f"cannot be read ({type(e).__name__}: {printable(e)})") from e
         if isinstance(image, bytes):
             return image
         pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
         return pixels[..., None] if pixels.ndim == 2 else pixels
+
+    def _file(self, path: str) -> bytes:
+        """Return the content of a file that a row names: data, so it is not let lead just anywhere."""
+        plain = os.path.abspath(path)  # noqa: PTH100 - links are followed, as in any folder of images
+        if self.folders is not None and not plain.startswith(tuple(f"{folder}/" for folder in self.folders)):
+            raise PermissionError(f"it names {path}, outside of the dataset; pass --allow-outside to read that")
+        if not Path(plain).is_file():  # from a pipe nothing might come, for ever
+            raise FileNotFoundError(f"it names {path}, which is no file")
+        return Path(plain).read_bytes()
+
+
+def _folders_of(library: Any, folder: Path) -> tuple[str, ...]:
+    """Return where the images of a Hugging Face dataset may lie: in its own folder, or where things are fetched to."""
+    from huggingface_hub import constants
+
+    places = [str(folder)] if folder.exists() else []
+    places += [str(library.config.HF_DATASETS_CACHE), str(constants.HF_HUB_CACHE)]
+    both = (find(place) for place in places for find in (os.path.abspath, os.path.realpath))
+    return tuple(dict.fromkeys(both))
 
 
 def _open_torchvision(
@@ -174,10 +195,11 @@ def _sample(name: str, dataset: Any, row: int) -> tuple[Any, int]:
         raise SourceError(f"torchvision:{name}: sample {row} cannot be read ({printable(e)}); check its files.") from e
 
 
-def read_huggingface(name: str, *, label_column: str | None, download: bool) -> Source:
+def read_huggingface(name: str, *, label_column: str | None, download: bool, allow_outside: bool = False) -> Source:
     """List a Hugging Face dataset: a local folder (saved, or one that `load_dataset` reads), or a name on the hub.
 
-    Record paths are `SPLIT/NUMBER`, with the split's name in the dataset.
+    Record paths are `SPLIT/NUMBER`, with the split's name in the dataset. Images that are files lie in that folder or
+    in the library's cache, or anywhere where `allow_outside` is set.
 
     Raises:
         ConfigError: the library is missing, the name is not local and `download` is not set, or no such column.
@@ -218,9 +240,10 @@ def read_huggingface(name: str, *, label_column: str | None, download: bool) -> 
         classes, records = from_texts((s, p, None if v is None else str(v).strip() or None) for s, p, v in found)
     others = [part for part in parts if part not in known]
     notes = (f"splits that are neither train, valid nor test, left out: {', '.join(others)}",) if others else ()
+    reader = LibraryReader(rows, image, None if allow_outside else _folders_of(library, folder))
     return Source(
         root=folder if folder.exists() else Path(), layout="huggingface", classes=classes, records=records,
-        name=os.path.basename(name.rstrip("/")), notes=notes, reader=LibraryReader(rows, image),  # noqa: PTH119
+        name=os.path.basename(name.rstrip("/")), notes=notes, reader=reader,  # noqa: PTH119
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastload.errors import ConfigError, DatasetError, SourceError, printable
+from fastload.errors import ConfigError, DatasetError, FastloadError, SourceError, printable
 from fastload.files import write_at
 from fastload.places import Place, each
 from fastload.records import Record, Source
@@ -74,14 +75,15 @@ def read_parquet(path: Place, *, label_column: str | None = None) -> Source:
 class ParquetReader:
     """Reads single rows of parquet files, in any order.
 
-    A row of parquet cannot be read without its whole row group, which may be gigabytes. So the images of a
-    file are written once, one after the other, to a temporary file without a name (TMPDIR decides where), and
+    A row of parquet cannot be read without its whole row group, which may be gigabytes. So the images of all
+    files are written once, one after the other, to a temporary file without a name (TMPDIR decides where), and
     read from there. Threads and forked processes share it; it is gone when the last of them ends.
     """
 
     def __init__(self, root: Place, column: str) -> None:
         self.root, self.column = root, column
         self._unpacked: dict[str, tuple[int, npt.NDArray[np.int64]]] = {}
+        self._writes = -1, -1  # which process, into which temporary file
         self._lock = threading.Lock()
 
     def __call__(self, record: Record) -> bytes:
@@ -105,6 +107,10 @@ class ParquetReader:
         for file in dict.fromkeys(record.path.rpartition("/")[0] for record in records):
             self._unpacked_file(file)
 
+    def file_of(self, record: Record) -> Place:
+        """Return the parquet file that holds a record."""
+        return self.root / record.path.rpartition("/")[0]
+
     def _unpacked_file(self, file: str) -> tuple[int, npt.NDArray[np.int64]]:
         """Return (descriptor, where each row begins in it, and the last one's end)."""
         with self._lock:
@@ -113,23 +119,27 @@ class ParquetReader:
             return self._unpacked[file]
 
     def _unpack(self, file: Place) -> tuple[int, npt.NDArray[np.int64]]:
-        try:
-            descriptor, name = tempfile.mkstemp(prefix="fastload-")
-        except OSError as e:
-            raise _no_room(file, e) from e
-        try:
+        # A process forked since writes into a file of its own: behind the same end, others may be writing.
+        process, descriptor = self._writes
+        if process != os.getpid():
+            try:
+                descriptor, name = tempfile.mkstemp(prefix="fastload-")
+            except OSError as e:
+                raise _no_room(file, e) from e
+            weakref.finalize(self, os.close, descriptor)
             Path(name).unlink()
-            starts = self._copy(file, descriptor)
+            self._writes = os.getpid(), descriptor
+        num_bytes = os.fstat(descriptor).st_size
+        try:
+            return descriptor, self._copy(file, descriptor)
         except BaseException:
-            os.close(descriptor)
+            os.ftruncate(descriptor, num_bytes)
             raise
-        weakref.finalize(self, os.close, descriptor)
-        return descriptor, starts
 
     def _copy(self, file: Place, descriptor: int) -> npt.NDArray[np.int64]:
         """Write the images of a file one after the other; return where each begins, and the last one's end."""
         arrow, parquet = _arrow()
-        starts = array("q", [0])
+        starts = array("q", [os.fstat(descriptor).st_size])
         try:
             # Buffered, arrow holds one page at a time; else, all pages of a row group. (A file that was written in
             # one go may still have a single page.)
@@ -169,11 +179,24 @@ def _labels_of(file: Place, label_column: str | None) -> tuple[Columns, list[Any
         raise _not_whole(file, e) from e
 
 
-def _not_whole(file: Place, e: Exception) -> SourceError:
+def _not_whole(file: Place, e: Exception) -> FastloadError:
+    if (few := _too_few(file, e)) is not None:
+        return few
     return SourceError(f"{printable(file)} is no whole parquet file ({printable(e)}); mend or leave it out.")
 
 
+def _too_few(file: Place, e: Exception) -> DatasetError | None:
+    if getattr(e, "errno", None) not in (errno.EMFILE, errno.ENFILE):
+        return None
+    return DatasetError(
+        f"{printable(file)} cannot be opened beside all that is open (too many open files); raise the limit, "
+        "e.g. ulimit -n 4096, and run the same command again."
+    )
+
+
 def _no_room(file: Place, e: OSError) -> DatasetError:
+    if (few := _too_few(file, e)) is not None:
+        return few
     # Not tempfile.gettempdir(), which raises where no folder can be written.
     folder = printable(tempfile.tempdir or "a temporary folder")
     return DatasetError(

@@ -7,7 +7,7 @@ import re
 
 from fastload.errors import ConfigError, SourceError, printable
 from fastload.places import Place
-from fastload.records import SPLIT_WORDS, SPLITS, UNLABELLED, Record, Source, check_seed, stable_rank
+from fastload.records import SPLIT_WORDS, SPLITS, UNLABELLED, Record, Source, check_seed, known_split, stable_rank
 from fastload.sources.labels import in_order
 from fastload.sources.scan import folders_in, has_image
 
@@ -56,9 +56,15 @@ def cut_splits(source: Source, fractions: dict[str, float], seed: int) -> Source
     what `train` lacks cannot be learned. Unlabelled samples stay.
 
     Raises:
-        ConfigError: a fraction outside 0..1, a split that is not valid or test, or one the source already has.
+        ConfigError: a fraction outside 0..1, a split that is not valid or test, one the source already has, or one
+            that is named twice (`val`, `valid`).
     """
     check_seed(seed)
+    if len({known_split(split) for split in fractions}) < len(fractions):
+        raise ConfigError(
+            f"--split {printable(', '.join(fractions))}: one split is named twice; leave one of them out."
+        )
+    fractions = {known_split(split): fraction for split, fraction in fractions.items()}
     for split, fraction in fractions.items():
         if split not in SPLITS[1:]:
             raise ConfigError(f"--split {printable(split)}={fraction:g}: only valid and test can be cut from train.")

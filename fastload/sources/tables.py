@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})  # compared i
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 INFINITE = re.compile(r"[+-]?inf(inity)?", re.IGNORECASE)
 MAX_CLASSES = 20  # whole numbers of more values are an amount, not a class
+MAX_UNPACKED_BYTES = 1 << 30  # in memory a cell takes ten times as much
 MAX_CATEGORIES = 1000  # a text column of more is a name or an id: one-hot, it would only fill memory
 
 
@@ -173,7 +175,7 @@ def _read_cells(path: Place, targets: list[str]) -> tuple[list[str], list[list[s
         packed = path.suffix.lower() == ".gz"
         with (
             path.open("rb") as raw,
-            as_text(cast("BinaryIO", gzip.GzipFile(fileobj=raw)) if packed else raw) as opened,
+            as_text(cast("BinaryIO", _Unpacked(path, raw)) if packed else raw) as opened,
         ):
             suffix = Path(path.stem if packed else path.name).suffix
             delimiter = find_delimiter(opened.read(1 << 16), CANDIDATES.get(suffix.lower(), ",;\t"))
@@ -189,7 +191,7 @@ def _read_cells(path: Place, targets: list[str]) -> tuple[list[str], list[list[s
                         )
     except FileNotFoundError:
         raise SourceError(f"{printable(path)}: no such file; check the path.") from None
-    except (OSError, EOFError, csv.Error) as e:
+    except (OSError, EOFError, zlib.error, csv.Error) as e:
         raise SourceError(f"{printable(path)} cannot be read ({printable(e)}); mend the table.") from e
     if rows and _has_header(rows, targets):
         names, body = [name or (str(i) if i > 1 else "") for i, name in enumerate(rows[0], 1)], rows[1:]
@@ -201,6 +203,24 @@ def _read_cells(path: Place, targets: list[str]) -> tuple[list[str], list[list[s
     if not body:
         raise SourceError(f"{printable(path)} has no rows; expected numbers or texts, with or without a header.")
     return names, body
+
+
+class _Unpacked(gzip.GzipFile):
+    """What is in a packed table, up to a limit: a few MB may hold more than any memory."""
+
+    def __init__(self, path: Place, packed: BinaryIO) -> None:
+        super().__init__(fileobj=packed)
+        self._path = path
+
+    def read1(self, size: int = -1) -> bytes:
+        """Return some bytes; SourceError where they are too many."""
+        data = super().read1(size)
+        if self.tell() > MAX_UNPACKED_BYTES:
+            raise SourceError(
+                f"{printable(self._path)} holds more than {MAX_UNPACKED_BYTES:,} bytes; unpack it with gunzip, if it "
+                "shall be read, and pass the table in it."
+            )
+        return data
 
 
 def _has_header(rows: list[list[str]], targets: list[str]) -> bool:

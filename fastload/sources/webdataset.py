@@ -100,6 +100,10 @@ class TarReader:
             raise DecodeError(record.path, "the tar was cut since it was listed")
         return data
 
+    def file_of(self, record: Record) -> Place:
+        """Return the tar that holds a record."""
+        return self.root / self.tars[int(self.places[bisect_left(self.paths, record.path), 0])]
+
 
 def find_tars(spec: str) -> tuple[Place, list[str]]:
     """Return (root, paths of the tars relative to it, in order).
@@ -160,7 +164,11 @@ def _list_tar(file: Place) -> tuple[dict[str, tuple[int, int]], dict[str, str], 
     num_others = 0
     try:
         with file.open("rb") as opened, tarfile.open(fileobj=opened, mode="r:") as tar:
+            read_to = -1
             while (member := tar.next()) is not None:
+                if member.size < 0 or tar.offset <= read_to:  # else a made-up size leads back, for ever
+                    raise tarfile.ReadError(f"the size of {printable(member.name)} is {member.size:,}")
+                read_to = tar.offset
                 tar.members = []  # type: ignore[attr-defined]  # or it keeps a million of them
                 name = member.name.removeprefix("./")
                 if member.isdir():
@@ -180,9 +188,9 @@ def _list_tar(file: Place) -> tuple[dict[str, tuple[int, int]], dict[str, str], 
             opened.seek(tar.offset)
             if opened.read(512) != bytes(512):
                 raise tarfile.ReadError(f"it ends or is damaged at byte {tar.offset:,}, before its end mark")
-    except (OSError, tarfile.TarError, ValueError, RecursionError) as e:
+    except (OSError, tarfile.TarError, ValueError, RecursionError, MemoryError, OverflowError) as e:
         raise SourceError(
-            f"{printable(file)} is no whole, uncompressed tar ({printable(e)}); mend or unpack it."
+            f"{printable(file)} is no whole, uncompressed tar ({printable(e) or type(e).__name__}); mend or unpack it."
         ) from e
     return images, label_of, num_others
 

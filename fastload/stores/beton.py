@@ -24,6 +24,7 @@ import numpy.typing as npt
 import torch
 
 from fastload.errors import ConfigError, DatasetError, printable
+from fastload.machine import INSTALL_FFCV
 from fastload.recycling import Blocks
 from fastload.stores import Served, Wanted
 
@@ -98,7 +99,7 @@ class BetonStore:
     ) -> tuple[Wanted, torch.Tensor, list[Future[None]]]:
         shape = (len(wanted.ids), *self._size, 3)
         images = (
-            torch.empty(shape, dtype=torch.uint8, pin_memory=True) if self._pinned
+            torch.empty(shape, dtype=torch.uint8, device="cpu", pin_memory=True) if self._pinned
             else self._blocks.empty(shape, torch.uint8)
         )  # fmt: skip
         rows = np.array_split(np.arange(len(wanted.ids)), self._threads)
@@ -195,8 +196,7 @@ def load_library() -> Any:
     except (IndexError, OSError) as e:
         found = "it is not installed" if isinstance(e, IndexError) else printable(e)
         raise ConfigError(
-            f'placement="ffcv" needs ffcv ({found}); get it with: apt-get install libopencv-dev libturbojpeg0-dev '
-            'pkg-config && pip install "fastload[ffcv]"; or use placement="folder".'
+            f'placement="ffcv" needs ffcv ({found}); get it with: {INSTALL_FFCV}; or use placement="folder".'
         ) from e
     address, number = ctypes.c_void_p, ctypes.c_uint32
     library.imdecode.argtypes = [

@@ -18,7 +18,7 @@ class Copies:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._used: deque[torch.cuda.Event] = deque()
+        self._used: deque[torch.cuda.Event] = deque(maxlen=STEPS_AHEAD)  # nobody waits where nothing is copied
 
     def begin(self, samples: torch.Tensor, labels: torch.Tensor) -> Copy:
         """Begin a copy, as soon as the batch of STEPS_AHEAD steps ago was read."""
@@ -30,7 +30,10 @@ class Copies:
         return Copy(samples=samples, labels=labels, event=self._stream.record_event(), copies=self)
 
     def end(self) -> None:
-        """Note that the step that is under way has launched all that reads its batch as it was copied."""
+        """Note that the step that is under way has launched all that reads its batch as it was copied.
+
+        To be called once nobody holds that batch: its memory may then be taken again as soon as it was read.
+        """
         self._used.append(torch.cuda.current_stream(self.device).record_event())
 
 

@@ -52,7 +52,9 @@ class FolderStore:
             self._one, batch_sampler=keys(), num_workers=self._workers, pin_memory=self._pinned,
             collate_fn=self._one.stack,
         )  # fmt: skip
-        batches = iter(loader)
+        # DataLoader draws a seed, and its processes make tensors: neither shall be on another default device.
+        with torch.device("cpu"):
+            batches = iter(loader)
         try:
             for batch in batches:
                 if isinstance(batch, FastloadError):
@@ -80,7 +82,7 @@ class _OneByOne(torch.utils.data.Dataset[Sample | FastloadError]):
                 image = cut(image, box.tolist(), self._size)
         except FastloadError as e:
             return e
-        return image, torch.as_tensor(label)
+        return image, torch.as_tensor(label, device=image.device)
 
     def stack(self, found: list[Sample | FastloadError]) -> Sample | FastloadError:
         """Return a batch, or the first error in it."""

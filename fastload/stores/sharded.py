@@ -44,7 +44,7 @@ class ShardedStore:
         self._everyone = holdings.held(0)
         # A rank without samples still pads the last step, with the first sample of all.
         self._samples = torch.empty((max(1, len(self.held)), *like.shape[1:]), dtype=like.dtype, device=device)
-        self._round = 0
+        self._round: int | None = 0
         self._load(advance)
 
     @property
@@ -55,17 +55,19 @@ class ShardedStore:
     def begin_round(self, round: int) -> None:
         """Hold what belongs to this rank in `round`: swapped with the others, or read anew where it is not the next.
 
-        All ranks call it alike.
+        All ranks call it alike. Where it fails, or is interrupted, the next call reads all of it anew.
         """
         if round == self._round or len(self._everyone) == 1:
             return  # one rank holds all of them, always
-        if round == self._round + 1 and self._swap:
-            self._exchange()
-            self._everyone, self._round = self._holdings.after(self._everyone, self._round), round
+        before, self._round = self._round, None  # until all of it is in place
+        if before is not None and round == before + 1 and self._swap:
+            self._exchange(before)
+            self._everyone = self._holdings.after(self._everyone, before)
             self._index()
         else:
-            self._everyone, self._round = self._holdings.held(round), round
+            self._everyone = self._holdings.held(round)
             self._load()
+        self._round = round
 
     def serve(self, steps: Iterator[Wanted]) -> Generator[Served, None, None]:
         """See Store."""
@@ -77,7 +79,7 @@ class ShardedStore:
                 yield Served(wanted=wanted, samples=self._samples, rows=slots)
 
     def _load(self, advance: Callable[[int], object] = lambda _: None) -> None:
-        positions = self.held if len(self.held) else torch.zeros(1, dtype=torch.int64)
+        positions = self.held if len(self.held) else torch.zeros(1, dtype=torch.int64, device="cpu")
         rows = max(1, STAGING_BYTES // max(1, self._samples[:1].nbytes))
         for low in range(0, len(positions), rows):
             piece = self._read(self._ids[positions[low : low + rows]])
@@ -87,15 +89,15 @@ class ShardedStore:
         self._index()
 
     def _index(self) -> None:
-        positions = self.held if len(self.held) else torch.zeros(1, dtype=torch.int64)
-        self._slot_of = torch.full((int(self._ids.max()) + 1,), -1, dtype=torch.int64)
-        self._slot_of[self._ids[positions]] = torch.arange(len(positions))
+        positions = self.held if len(self.held) else torch.zeros(1, dtype=torch.int64, device="cpu")
+        self._slot_of = torch.full((int(self._ids.max()) + 1,), -1, dtype=torch.int64, device="cpu")
+        self._slot_of[self._ids[positions]] = torch.arange(len(positions), device="cpu")
 
-    def _exchange(self) -> None:
-        """Swap with every other rank, a piece at a time: what arrives takes the room of what left."""
-        slots = self._holdings.leaving(self._round, self._rank)
+    def _exchange(self, round: int) -> None:
+        """Swap with every other rank after `round`, a piece at a time: what arrives takes the room of what left."""
+        slots = self._holdings.leaving(round, self._rank)
         world_size, count = slots.shape
-        others = torch.tensor([d for d in range(world_size) if d != self._rank])
+        others = torch.tensor([d for d in range(world_size) if d != self._rank], device="cpu")
         row_bytes = max(1, self._samples[:1].nbytes)
         rows = max(1, STAGING_BYTES // (world_size * row_bytes))
         on_wire = self._samples.device

@@ -22,12 +22,17 @@ from fastload.together import gather_numbers, node_number
 
 
 def host_tensor(
-    shards: Sequence[torch.Tensor], *, together: bool, advance: Callable[[int], object] = lambda _: None
+    shards: Sequence[torch.Tensor],
+    device: torch.device,
+    *,
+    together: bool,
+    advance: Callable[[int], object] = lambda _: None,
 ) -> torch.Tensor:
     """Return the shards laid end to end in RAM.
 
     Args:
         shards: [n, ...] each.
+        device: that this rank works on; what ranks tell each other goes over it.
         together: all ranks call this alike, and those of one node share one copy; each fills a part of it.
         advance: called with the number of bytes that are in place.
 
@@ -43,8 +48,8 @@ def host_tensor(
         samples = torch.from_numpy(memory).view(dtype).view(shape)
         fill(samples, shards, advance=advance)
     else:
-        mates, number = _mates()
-        memory = _shared_memory(num_bytes, mates)
+        mates, number = _mates(device)
+        memory = _shared_memory(num_bytes, mates, device)
         samples = torch.from_numpy(memory).view(dtype).view(shape)
         bounds = [shape[0] * n // len(mates) for n in (number, number + 1)]
         failure: Exception | None = None
@@ -52,7 +57,7 @@ def host_tensor(
             fill(samples, shards, first=bounds[0], stop=bounds[1], advance=advance)
         except Exception as e:
             failure = e  # the others wait to be told
-        told = [done for (done,) in gather_numbers([int(failure is None)])]
+        told = [done for (done,) in gather_numbers([int(failure is None)], device)]
         if failure is not None:
             raise failure
         if not all(told):
@@ -60,15 +65,15 @@ def host_tensor(
     return samples
 
 
-def _mates() -> tuple[dict[int, int], int]:
+def _mates(device: torch.device) -> tuple[dict[int, int], int]:
     """Return rank -> process id of the ranks on this node, and which of them this one is."""
-    everyone = gather_numbers([node_number(), os.getpid()])
+    everyone = gather_numbers([node_number(), os.getpid()], device)
     node = node_number()
     mates = {rank: pid for rank, (other, pid) in enumerate(everyone) if other == node}
     return mates, list(mates.values()).index(os.getpid())
 
 
-def _shared_memory(num_bytes: int, mates: dict[int, int]) -> Any:
+def _shared_memory(num_bytes: int, mates: dict[int, int], device: torch.device) -> Any:
     """Return memory that the mates have in common, uint8 [num_bytes]: nameless, so that nothing is left of a crash."""
     leader, leader_pid = next(iter(mates.items()))
     descriptor, failure, memory = -1, "", None
@@ -78,7 +83,7 @@ def _shared_memory(num_bytes: int, mates: dict[int, int]) -> Any:
             os.ftruncate(descriptor, num_bytes)
         except OSError as e:
             failure = str(e.strerror)
-    number = gather_numbers([-1 if failure else descriptor])[leader][0]
+    number = gather_numbers([-1 if failure else descriptor], device)[leader][0]
     if number >= 0:
         try:
             if leader_pid != os.getpid():
@@ -89,7 +94,7 @@ def _shared_memory(num_bytes: int, mates: dict[int, int]) -> Any:
             memory = np.frombuffer(mapping, np.uint8)
         except (OSError, ValueError) as e:
             failure = str(e)
-    whole = all(ok for (ok,) in gather_numbers([int(memory is not None)]))
+    whole = all(ok for (ok,) in gather_numbers([int(memory is not None)], device))
     if descriptor >= 0:
         os.close(descriptor)  # the mapping keeps the memory, and is the last to do so
     if not whole or memory is None:

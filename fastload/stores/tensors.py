@@ -48,7 +48,9 @@ class TensorStore:
 def batch_memory(num_rows: int, like: torch.Tensor, blocks: Blocks, *, pinned: bool) -> torch.Tensor:
     """Return memory for a batch of rows `like` those of a tensor; pinned memory is recycled by torch itself."""
     shape = (num_rows, *like.shape[1:])
-    return torch.empty(shape, dtype=like.dtype, pin_memory=True) if pinned else blocks.empty(shape, like.dtype)
+    if pinned:
+        return torch.empty(shape, dtype=like.dtype, device="cpu", pin_memory=True)
+    return blocks.empty(shape, like.dtype)
 
 
 def fill(
@@ -89,7 +91,7 @@ class _Staging:
         row_bytes = max(1, samples[:1].nbytes)
         rows = max(1, min(PIECE_BYTES // row_bytes, len(samples)))
         shape = (rows, *samples.shape[1:])
-        self._buffers = [torch.empty(shape, dtype=samples.dtype, pin_memory=True) for _ in range(2)]
+        self._buffers = [torch.empty(shape, dtype=samples.dtype, device="cpu", pin_memory=True) for _ in range(2)]
         self._read: list[torch.cuda.Event | None] = [None, None]
         self._turn = 0
 

@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from fastload.errors import printable
-from fastload.profiling.actions import UPPER_BOUND, Advice, advise
-from fastload.profiling.loops import Feeding, Measured, make_loop, worst
+from fastload.profiling.actions import UPPER_BOUND, Advice, advise, folder_to_convert
+from fastload.profiling.loops import IN_MEMORY, Feeding, Measured, image_side, make_loop, worst
 from fastload.profiling.report import Action, Loop, Report, ResidentGain, Run, described
 from fastload.profiling.timing import Timing
 from fastload.profiling.verdict import Verdict
 
 NUM_WARMUP = 3  # as of steps.py
 MAX_LOOPS = 24  # of one process
-TRAIN = ("train", "training")
 ROOM = 8 / 7  # stored sides leave an eighth for crops to move in
 
 Json = dict[str, Any]
@@ -69,7 +68,7 @@ def make_report(found: Found, measured: dict[int, Measured], command: Measured) 
     if not found.processes:
         return _unwatched(found, command)
     made: dict[str, list[tuple[Loop, Json]]] = {}
-    seconds: dict[str, float] = {}
+    seconds: dict[str, tuple[float, float]] = {}
     for process in found.processes:
         names: Counter[str] = Counter()
         loops = sorted(process["loops"], key=_seconds, reverse=True)
@@ -79,7 +78,7 @@ def make_report(found: Found, measured: dict[int, Measured], command: Measured) 
             name = name if names[name] == 1 else f"{name} #{names[name]}"
             outside = measured.get(process["pid"], Measured())
             made.setdefault(name, []).append((_make(name, loop, process, outside), loop))
-            seconds[name] = max(seconds.get(name, 0.0), _seconds(loop))
+            seconds[name] = max(seconds.get(name, (0.0, 0.0)), _seconds(loop))
     # The loop with the most time, of any rank, is the one the report is about.
     names_by_time = sorted(seconds, key=seconds.__getitem__, reverse=True)
     ordered = [pair for name in names_by_time for pair in made[name]]
@@ -87,9 +86,11 @@ def make_report(found: Found, measured: dict[int, Measured], command: Measured) 
     chief = worst([loop for loop, _ in first])
     about = next(about for loop, about in first if loop is chief)
     gain = _gain(chief, about)
+    num_ranks = len({process["rank"] for process in found.processes if process.get("world_size", 1) > 1})
     return Report(
         environment=_environment(found), run=_run(found, about), loops=tuple(loop for loop, _ in ordered),
-        verdict=chief.verdict, cause=chief.cause, resident_gain=gain, actions=_actions(chief, about, gain),
+        verdict=chief.verdict, cause=chief.cause, resident_gain=gain,
+        actions=_actions(chief, about, gain, max(1, num_ranks)),
     )  # fmt: skip
 
 
@@ -97,7 +98,7 @@ def _make(name: str, loop: Json, process: Json, outside: Measured) -> Loop:
     device = process["device"].partition(":")[0]
     feeding = Feeding(
         num_workers=loop["num_workers"], persistent_workers=loop["persistent_workers"], pinned=loop["pin_memory"],
-        in_memory=loop["placement"] in ("gpu", "gpu_sharded", "host", "mapped"),
+        in_memory=loop["placement"] in IN_MEMORY,
     )  # fmt: skip
     timing, count = _timing(loop), loop["totals"]["steps"]
     made = make_loop(
@@ -126,8 +127,9 @@ def _timing(loop: Json) -> Timing:
     )  # fmt: skip
 
 
-def _seconds(loop: Json) -> float:
-    return float(loop["totals"]["seconds"] + loop["starts"]["seconds"])
+def _seconds(loop: Json) -> tuple[float, float]:
+    """Return what loops are ordered by: the time of steps that count; of first steps, where none does."""
+    return loop["totals"]["seconds"], loop["starts"]["seconds"]
 
 
 def _name(loop: Json) -> str:
@@ -136,24 +138,13 @@ def _name(loop: Json) -> str:
     return f"{loop['site']} {dataset}{count}"
 
 
-def _source(loop: Json) -> str | None:
-    """Return the folder to convert: a dataset's own, or the one that it is the training split of."""
-    root = loop["root"]
-    is_split = root and not loop["library"] and Path(root).name.lower() in TRAIN
-    return str(Path(root).parent) if is_split else root
-
-
-def _side(loop: Json) -> int | None:
-    shape = loop["batch_shape"]
-    return shape[-1] if shape is not None and len(shape) == 4 else None
-
-
 def _run(found: Found, about: Json) -> Run:
     first, shape = found.processes[0], about["batch_shape"]
-    source = None if about["library"] else _source(about)
+    source = None if about["library"] else folder_to_convert(about["root"], about["library"])
     return Run(
-        entry="hook", data=(Path(source).name if source else about["library"]) or about["dataset"], size=_side(about),
-        batch_size=about["batch_size"] or (shape[0] if shape else None), device=first["device"].partition(":")[0],
+        entry="hook", data=(Path(source).name if source else about["library"]) or about["dataset"],
+        size=image_side(shape), batch_size=about["batch_size"] or (shape[0] if shape else None),
+        device=first["device"].partition(":")[0],
         num_ranks=len({process["rank"] for process in found.processes}), num_warmup=NUM_WARMUP,
     )  # fmt: skip
 
@@ -168,20 +159,22 @@ def _environment(found: Found) -> Json:
 
 def _gain(loop: Loop, about: Json) -> ResidentGain | None:
     """Return what converting gives at most: all of the step stays, none of the wait."""
-    side, count, share = _side(about), about["num_samples"], loop.wait.share
-    if about["placement"] is not None or side is None or share is None or share >= 1 or loop.steps.count == 0:
+    side, count, share = image_side(about["batch_shape"]), about["num_samples"], loop.wait.share
+    if about["placement"] in IN_MEMORY or side is None or share is None or share >= 1 or loop.steps.count == 0:
         return None
     store = math.ceil(side * ROOM)
     room = None if count is None else count * store * store * 3
     return ResidentGain(speedup=1 / (1 - share), basis=UPPER_BOUND, memory_bytes=room, num_images=count)
 
 
-def _actions(loop: Loop, about: Json, gain: ResidentGain | None) -> tuple[Action, ...]:
-    side = _side(about)
+def _actions(loop: Loop, about: Json, gain: ResidentGain | None, num_ranks: int = 1) -> tuple[Action, ...]:
+    side = image_side(about["batch_shape"])
     return advise(Advice(
-        loop=loop, gain=gain, source=_source(about), library=about["library"], converted=about["placement"] is not None,
-        store=None if side is None else math.ceil(side * ROOM), num_cores=len(os.sched_getaffinity(0)),
-        num_workers=about["num_workers"],
+        loop=loop, gain=gain, source=folder_to_convert(about["root"], about["library"]), library=about["library"],
+        converted=about["placement"] in IN_MEMORY, are_images=side is not None,
+        store=None if side is None else math.ceil(side * ROOM),
+        num_cores=max(1, len(os.sched_getaffinity(0)) // num_ranks), num_workers=about["num_workers"],
+        persistent_workers=about["persistent_workers"], pinned=about["pin_memory"],
     ))  # fmt: skip
 
 

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 
 NUM_WARMUP = 3
-MAX_ROWS = 4096  # of each loop: beyond it every second one is dropped, and from then on every second one kept
+MAX_ROWS = 4096  # of each loop: beyond it every second run is dropped, and from then on every second one kept
+# Runs, and not steps: with 2, 4, 8 workers every 2nd, 4th, 8th step waits, so that all of these or none would be kept.
+NUM_RUNS = 64  # in MAX_ROWS; even
 
 
 def gpu_in_use() -> torch.device | None:
@@ -85,8 +87,8 @@ class Step:
     """One step: marks of the device, times of the host, and how many rows came."""
 
     __slots__ = (
-        "arrived", "begin", "clock", "counts", "cpu_begin", "end", "host_begin", "host_wait", "others", "ready", "rows",
-        "shared",
+        "arrived", "askers", "begin", "clock", "counts", "cpu_begin", "end", "host_begin", "host_wait", "others",
+        "ready", "rows", "shared",
     )  # fmt: skip
 
     def __init__(self, clock: Any, host_begin: float) -> None:
@@ -96,6 +98,7 @@ class Step:
         self.end: Any = None
         self.host_begin, self.host_wait, self.cpu_begin = host_begin, 0.0, time.thread_time()
         self.others: list[tuple[Any, Any]] = []  # waits of other loops' steps within this one
+        self.askers: list[int] = []  # the passes that these were of, by id()
         self.rows, self.counts, self.shared = 0, True, False
 
 
@@ -113,7 +116,7 @@ class Loop:
         self.starts = {"count": 0, "seconds": 0.0, "later_seconds": 0.0, "later_wait_seconds": 0.0}
         self.rows: list[tuple[float, float, float, float, int]] = []
         self.warmup_left = NUM_WARMUP
-        self._stride = self._until_kept = 1
+        self._stride = 1  # of so many runs one is kept
         self.pending: list[Step] = []
 
     @property
@@ -143,20 +146,19 @@ class Loop:
         if not step.counts or seconds <= 0:
             return
         totals = self.totals
+        number = int(totals["steps"])
         totals["steps"] += 1
         totals["rows"] += step.rows
         totals["seconds"] += seconds
         totals["wait_seconds"] += wait
         if own is not None:
             self.own_seconds = (self.own_seconds or 0.0) + own
-        self._until_kept -= 1
-        if self._until_kept == 0:
-            self._until_kept = self._stride
+        length = max(1, MAX_ROWS // NUM_RUNS)
+        if number // length % self._stride == 0:
             self.rows.append((step.host_begin, seconds, wait, step.host_wait, step.rows))
             if len(self.rows) >= MAX_ROWS:
-                self.rows = self.rows[::2]
+                self.rows = [row for place, row in enumerate(self.rows) if place // length % 2 == 0]
                 self._stride *= 2
-                self._until_kept = self._stride
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON takes it."""
@@ -170,8 +172,9 @@ class Loop:
 class Pass:
     """One iterator over a loader: one epoch, or a part of one."""
 
-    __slots__ = ("__weakref__", "asked", "loop", "step")
+    __slots__ = ("__weakref__", "loop", "starting", "step")
 
-    def __init__(self, loop: Loop | None, asked: float) -> None:
-        self.loop, self.asked = loop, asked  # asked: when iter() was called, None once the first batch came
+    def __init__(self, loop: Loop | None, starting: float) -> None:
+        self.loop = loop
+        self.starting: float | None = starting  # how long iter() took; None once the first step is over
         self.step: Step | None = None

@@ -6,7 +6,8 @@ compute stream, which are read long after they have passed.
 
 A step lasts from one `next()` to the following one of the same iterator. Its wait is the time in all loaders' `next()`
 within it (two loaders in turns feed one step); on a GPU, the time that the compute stream stood still meanwhile.
-A step in which another loop began (a validation inside an epoch), and the first one of each pass, do not count.
+A step in which another loop began (a validation inside an epoch), or took a second batch (one whose iterator is kept
+for all epochs begins once only), and the first step of each pass, do not count.
 """
 
 from __future__ import annotations
@@ -57,10 +58,11 @@ class Watcher:
 
     def pass_begins(self, loader: Any, asked: float) -> Pass:
         """Return the pass of an iterator that has just been made."""
+        starting = time.perf_counter() - asked
         if torch.utils.data.get_worker_info() is not None:
-            return Pass(None, asked)  # a worker that reads through a loader of its own
+            return Pass(None, starting)  # a worker that reads through a loader of its own
         site, own = call_site()
-        made = Pass(None if own else self._loop(loader, site), asked)
+        made = Pass(None if own else self._loop(loader, site), starting)
         if made.loop is not None:
             for left in [other for other in self._open if other.loop is made.loop]:
                 self._open.discard(left)
@@ -76,7 +78,7 @@ class Watcher:
         if current.step is not None:
             self._close(current, current.step)
         step = current.step = Step(self._clock_now(), now)
-        if current.asked:
+        if current.starting is not None:
             for other in self._open:
                 if other.step is not None and other is not current:
                     other.step.counts = False
@@ -115,16 +117,21 @@ class Watcher:
         step.rows = shape[0] if shape else 0
         if loop.about["batch_shape"] is None:
             loop.about["batch_shape"] = shape
-        starts, loop.warmup_left = bool(current.asked) or loop.warmup_left > 0, loop.warmup_left - 1
-        if starts:
+        if current.starting is not None or loop.warmup_left > 0:
             step.counts = False
-        if current.asked:
+        loop.warmup_left -= 1
+        if current.starting is not None:
             loop.starts["count"] += 1
-            loop.starts["later_wait_seconds"] += now - current.asked if later else 0.0
+            loop.starts["later_wait_seconds"] += current.starting + step.host_wait if later else 0.0
         for other in self._open:
             # A step that does not count needs none: that of an iterator kept after one batch gathers them for ever.
             outer = other.step if other is not current else None
-            if outer is not None and outer.counts and outer.clock is step.clock:
+            if outer is None or not outer.counts:
+                continue
+            if id(current) in outer.askers:  # loaders in turns give one batch each
+                outer.counts = False
+            elif outer.clock is step.clock:
+                outer.askers.append(id(current))
                 outer.others.append((step.begin, step.arrived))
                 step.shared = True
                 outer.host_wait += step.host_wait
@@ -152,11 +159,12 @@ class Watcher:
         loop = current.loop
         assert loop is not None
         step.end = step.clock.mark()
-        if current.asked:
-            seconds = time.perf_counter() - current.asked
+        if current.starting is not None:
+            # Without what lies between: an iterator that its loader's constructor makes is asked much later.
+            seconds = current.starting + time.perf_counter() - step.host_begin
             loop.starts["seconds"] += seconds
             loop.starts["later_seconds"] += seconds if loop.about["passes"] > 1 else 0.0
-            current.asked = 0.0
+            current.starting = None
         loop.pending.append(step)
         loop.collect()
         self._write_now_and_then()
