@@ -78,14 +78,9 @@ def convert(
         DatasetError: the output exists, is being written by another process, or cannot be written.
     """
     if target is not None or (not isinstance(source, Source) and is_packed_table(source)):
-        from fastload.conversion_tables import convert_table
-
         if task or dask:
             raise ConfigError("a table is converted in one go; leave task and dask out.")
-        if isinstance(source, Source):
-            raise ConfigError(f"{source.name} was listed as images; pass the table's path, or leave target out.")
-        path = free_output(out, source).path
-        return convert_table(read_table(source, target=target, split=split, seed=seed), path, seed=seed)
+        return _convert_table(source, out, target, split, seed)
     settings = Settings(size=size, fit=fit, seed=seed, max_pixels=max_pixels, shard_bytes=SHARD_BYTES)
     workers = checked_workers(on_bad, workers)
     share = _share(task)
@@ -190,6 +185,18 @@ def checked_workers(on_bad: str, workers: int | None) -> int:
     if not 1 <= workers <= MAX_WORKERS:
         raise ConfigError(f"workers={workers}: 1 to {MAX_WORKERS:,} processes decode; one per core is enough.")
     return workers
+
+
+def _convert_table(
+    source: str | Place | Source, out: str | Place | None, target: str | Sequence[str] | None,
+    split: Mapping[str, float] | None, seed: int,
+) -> Place:  # fmt: skip
+    from fastload.conversion_tables import convert_table
+
+    if isinstance(source, Source):
+        raise ConfigError(f"{source.name} was listed as images; pass the table's path, or leave target out.")
+    path = free_output(out, source).path
+    return convert_table(read_table(source, target=target, split=split, seed=seed), path, seed=seed)
 
 
 def free_output(out: str | Place | None, source: str | Place | Source = "") -> Output:
