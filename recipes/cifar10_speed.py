@@ -20,7 +20,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torchvision.transforms.v2 as T
@@ -33,7 +33,7 @@ from speed_network import Views, make_network, whitening
 import fastload
 from fastload import settings
 from fastload.augment import AlternatingFlip, Cutout
-from fastload.config import Optimizer, Schedule
+from fastload.config import Optimizer, Precision, Schedule
 from fastload.devices import current_rank
 from fastload.errors import ConfigError
 from fastload.formats import Dataset
@@ -64,7 +64,7 @@ class Settings(fastload.TrainConfig):
     weight_decay: float = 1.3e-3
     schedule: Schedule = "one_cycle"
     label_smoothing: float = 0.2
-    mixed_precision: Literal["no", "bf16", "fp16"] | None = "bf16"
+    mixed_precision: Precision | None = "bf16"
     tta: bool = True
     log_with: str | None = None
     output: Path = Path("runs/cifar10_speed")
@@ -86,8 +86,7 @@ def main(s: Settings) -> None:
     if s.compile:
         # Here, once for all runs, and not by each Trainer: what Accelerate wraps around it is another one every time.
         layers.compile()
-    network = Views(layers, moved=s.tta)
-    s = in_new_folder(s)
+    network, s = Views(layers, moved=s.tta), in_new_folder(s)
     train_once(replace(s, epochs=1, max_steps=3, output=s.output / "warm-up"), network, filters, train, test, plain)
     before = time.perf_counter() - begin
     runs = [replace(s, seed=s.seed + n, output=s.output / f"run-{n + 1}") for n in range(s.runs)]

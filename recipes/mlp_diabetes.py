@@ -30,7 +30,7 @@ from torch.utils.data import TensorDataset
 
 import fastload
 from fastload import settings
-from fastload.config import Optimizer, Schedule
+from fastload.config import Loss, Optimizer, Schedule
 from fastload.errors import ConfigError, printable
 
 
@@ -54,7 +54,7 @@ class Settings(fastload.TrainConfig):
     momentum: float = 0.0
     weight_decay: float = 0.0
     schedule: Schedule = "constant"
-    loss: Literal["cross_entropy", "bce", "mse"] = "bce"
+    loss: Loss = "bce"
     output: Path = Path("runs/mlp_diabetes")
 
     def __post_init__(self) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 import tyro
@@ -25,7 +24,7 @@ from torch import nn
 
 import fastload
 from fastload import settings
-from fastload.config import Optimizer, Schedule
+from fastload.config import Loss, Monitor, Optimizer, Schedule
 from fastload.errors import ConfigError, printable
 from fastload.files import write_whole, writing
 from fastload.formats import Dataset
@@ -47,8 +46,8 @@ class Settings(fastload.TrainConfig):
     optimizer: Optimizer = "adam"
     weight_decay: float = 0.0
     schedule: Schedule = "constant"
-    loss: Literal["cross_entropy", "bce", "mse"] = "mse"
-    monitor: Literal["accuracy", "loss"] = "loss"
+    loss: Loss = "mse"
+    monitor: Monitor = "loss"
     output: Path = Path("runs/mlp_temps")
 
     def __post_init__(self) -> None:
