@@ -19,7 +19,7 @@ from rich.console import Console
 from fastload.devices import generators_kept, parse_device
 from fastload.errors import ConfigError, printable
 from fastload.profiling import ranks, terminal
-from fastload.profiling.actions import MEASURED, ROOM, UPPER_BOUND, Advice, advise
+from fastload.profiling.actions import MEASURED, UPPER_BOUND, Advice, advise, stored_side
 from fastload.profiling.busy import NUM_STEPS as WINDOW_STEPS
 from fastload.profiling.busy import Busy, BusyWindow
 from fastload.profiling.hook.describing import origin, shape_of
@@ -249,17 +249,17 @@ class Profile(Generic[Batch]):
             rank=self._rank, warmup=self._num_warmup,
         )  # fmt: skip
         gain = self._attempt(lambda: self._gain(timing, replay)) if again else None
-        shape, (source, library) = self._batch_shape, self._origin()
+        shape, side, (source, library) = self._batch_shape, _side(self._batch_shape), self._origin()
         report = Report(
             environment=described(),
             run=Run(
-                entry="profile", model=self._model, size=_side(shape), batch_size=shape[0] if shape else None,
+                entry="profile", model=self._model, size=side, batch_size=shape[0] if shape else None,
                 device=self._device.type, num_ranks=self._world_size, num_warmup=self._num_warmup,
             ),
             loops=(loop,), verdict=loop.verdict, cause=loop.cause, resident_gain=gain,
             actions=advise(Advice(
                 loop=loop, gain=gain, source=source, library=library, converted=self._is_ours,
-                store=None if _side(shape) is None else round((_side(shape) or 0) * ROOM),
+                store=None if side is None else stored_side(side),
                 num_cores=len(os.sched_getaffinity(0)), num_workers=self._feeding.num_workers,
                 assume_gpu_rate=self._assume_gpu_rate,
             )),

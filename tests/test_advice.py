@@ -46,13 +46,13 @@ def hook_says(dataset: Dataset[Any]) -> str:
 def test_what_torchvision_itself_reads_is_converted_by_its_name(tmp_path: Path) -> None:
     command = "fastload convert torchvision:CIFAR10 --root './my data' --size "
     part = Subset(Subset(Own(), range(55)), range(50))
-    assert hook_says(part) == f"{command}10"
+    assert hook_says(part) == f"{command}9"
     with fastload.Profile(DataLoader(part, 2), device="cpu", quiet=True) as watched:
         for _ in watched:
             pass
     assert watched.report is not None
     assert watched.report["actions"][0]["command"] == f"{command}9"
     # Class folders of images are converted as they are, with the splits beside.
-    assert hook_says(Folder(tmp_path / "train")) == f"fastload convert {tmp_path} --size 10"
+    assert hook_says(Folder(tmp_path / "train")) == f"fastload convert {tmp_path} --size 9"
     assert origin(Subset(Folder(tmp_path), [0])) == (str(tmp_path), None)
     assert origin([1, 2]) == (None, None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -11,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from fastload.errors import printable
-from fastload.profiling.actions import UPPER_BOUND, Advice, advise
+from fastload.profiling.actions import UPPER_BOUND, Advice, advise, resident_bytes, stored_side
+from fastload.profiling.hook.steps import NUM_WARMUP
 from fastload.profiling.loops import Feeding, Measured, make_loop, worst
 from fastload.profiling.report import Action, Loop, Report, ResidentGain, Run, described
 from fastload.profiling.timing import Timing
 from fastload.profiling.verdict import Verdict
 
-NUM_WARMUP = 3  # as of steps.py
 MAX_LOOPS = 24  # of one process
 TRAIN = ("train", "training")
-ROOM = 8 / 7  # stored sides leave an eighth for crops to move in
 
 Json = dict[str, Any]
 
@@ -171,8 +169,7 @@ def _gain(loop: Loop, about: Json) -> ResidentGain | None:
     side, count, share = _side(about), about["num_samples"], loop.wait.share
     if about["placement"] is not None or side is None or share is None or share >= 1 or loop.steps.count == 0:
         return None
-    store = math.ceil(side * ROOM)
-    room = None if count is None else count * store * store * 3
+    room = None if count is None else resident_bytes(count, stored_side(side))
     return ResidentGain(speedup=1 / (1 - share), basis=UPPER_BOUND, memory_bytes=room, num_images=count)
 
 
@@ -180,7 +177,7 @@ def _actions(loop: Loop, about: Json, gain: ResidentGain | None) -> tuple[Action
     side = _side(about)
     return advise(Advice(
         loop=loop, gain=gain, source=_source(about), library=about["library"], converted=about["placement"] is not None,
-        store=None if side is None else math.ceil(side * ROOM), num_cores=len(os.sched_getaffinity(0)),
+        store=None if side is None else stored_side(side), num_cores=len(os.sched_getaffinity(0)),
         num_workers=about["num_workers"],
     ))  # fmt: skip
 
