@@ -25,8 +25,8 @@ from bench.feeds import Feed, Step
 from bench.peers import beton_loader, check_enough, fast_loader, find_pair, folder_loader, training_folder
 from fastload.devices import parse_device
 from fastload.errors import ConfigError, printable
-from fastload.gain import predicted_rate, resident_bytes
-from fastload.profiling.actions import MEASURED, Advice, advise
+from fastload.gain import predicted_rate
+from fastload.profiling.actions import MEASURED, Advice, advise, resident_bytes, stored_side
 from fastload.profiling.loops import IN_MEMORY, make_loop
 from fastload.profiling.report import Action, Loop, Report, ResidentGain, Run, Sample, described
 from fastload.profiling.samples import time_samples
@@ -77,8 +77,7 @@ def measure(data: Path, options: Options) -> dict[str, Any]:
     """
     folder, dataset = find_pair(data)
     device = parse_device(options.device)
-    # As conversion is advised: an eighth of room for the crop to move in.
-    store = options.size * 8 // 7 if dataset is None else fastload.open_dataset(dataset).sample_shape[0]
+    store = stored_side(options.size) if dataset is None else fastload.open_dataset(dataset).sample_shape[0]
     if store < options.size:
         raise ConfigError(
             f"{printable(data)} stores {store} pixels, less than --size {options.size}; pass --size {store} or less."

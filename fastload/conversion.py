@@ -26,7 +26,7 @@ from fastload.places import Place, as_place, exists, files_in, num_bytes_of
 from fastload.plan import PLAN_NAME, SHARD_BYTES, Plan, PlannedShard, Settings, is_plan_of, read_plan
 from fastload.pool import open_pool
 from fastload.records import Record, Source
-from fastload.sources import cut_splits, detect, is_packed_table, library_name
+from fastload.sources import cut_splits, detect, is_packed_table, library_name, read_table
 from fastload.urls import Url
 
 OnBad = Literal["stop", "skip"]
@@ -82,7 +82,10 @@ def convert(
 
         if task or dask:
             raise ConfigError("a table is converted in one go; leave task and dask out.")
-        return convert_table(source, out, target=target, split=split, seed=seed)
+        if isinstance(source, Source):
+            raise ConfigError(f"{source.name} was listed as images; pass the table's path, or leave target out.")
+        path = free_output(out, source).path
+        return convert_table(read_table(source, target=target, split=split, seed=seed), path, seed=seed)
     settings = Settings(size=size, fit=fit, seed=seed, max_pixels=max_pixels, shard_bytes=SHARD_BYTES)
     workers = checked_workers(on_bad, workers)
     share = _share(task)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,49 +11,31 @@ import numpy.typing as npt
 
 from fastload import __version__
 from fastload.conversion import close, free_output
-from fastload.errors import ConfigError
 from fastload.formats.manifest import VERSION, Field, Manifest, Shard
 from fastload.formats.shardfile import write_shard
 from fastload.places import Place, num_bytes_of
 from fastload.plan import SHARD_BYTES
-from fastload.records import Source, check_seed, stable_rank
-from fastload.sources import Table, read_table
+from fastload.records import stable_rank
+from fastload.sources import Table
 
 
-def convert_table(
-    source: str | Place | Source | Table,
-    out: str | Place | None = None,
-    *,
-    target: str | Sequence[str] | None = None,
-    regression: bool | None = None,
-    split: Mapping[str, float] | None = None,
-    seed: int = 0,
-) -> Place:
+def convert_table(table: Table, out: Place, *, seed: int = 0) -> Place:
     """Turn a table into a dataset of float32 `features` [n, D] and labels.
 
     Small enough to be converted in one go: a run that was stopped begins again.
 
     Args:
-        source: a `.csv`, `.csv.gz`, `.tsv` or `.tsv.gz`, or what `read_table` made of one.
-        out: the dataset to write; without it `SOURCE.fastload` beside the source.
-        target, regression, split, seed: as `fastload.sources.read_table`; `seed` is also that of the one
-            permutation of `train`.
+        table: what `read_table` made of a file.
+        out: the dataset to write.
+        seed: that the table was read with, and of the one permutation of `train`.
 
     Returns:
         Path of the dataset.
 
     Raises:
-        ConfigError, SourceError: as `read_table`.
         DatasetError: the output exists, is being written by another process, or cannot be written.
     """
-    if isinstance(source, Source):
-        raise ConfigError(f"{source.name} was listed as images; pass the table's path, or leave target out.")
-    check_seed(seed)
-    path = source.path if isinstance(source, Table) else source
-    output = free_output(out, path)
-    table = source if isinstance(source, Table) else read_table(
-        source, target=target, regression=regression, split=split, seed=seed
-    )  # fmt: skip
+    output = free_output(out, table.path)
     num_features = len(table.feature_names)
     rows_per_shard = max(1, SHARD_BYTES // (4 * num_features))
     metadata = {"plan": _digest(table, seed, rows_per_shard), "skipped": []}

@@ -16,7 +16,7 @@ from fastload.conversion import convert
 from fastload.errors import FastloadError
 from fastload.formats import open_dataset
 from fastload.loader import Loader
-from fastload.profiling.actions import ROOM
+from fastload.profiling.actions import resident_bytes, stored_side
 from fastload.profiling.intervals import thinned
 from fastload.profiling.loops import rate
 from fastload.profiling.report import Rate, ResidentGain
@@ -37,11 +37,6 @@ def predicted_rate(x_replay: float, x_load: float) -> float:
     return 1 / (1 / x_replay + 1 / x_load)
 
 
-def resident_bytes(num_images: int, store: int) -> int:
-    """Return the memory of so many images of `store` x `store` pixels in three channels."""
-    return num_images * store * store * 3
-
-
 def estimate(
     dataset: Any, *, size: int, batch_size: int, device: torch.device, x_real: float, x_replay: float, basis: str
 ) -> ResidentGain | None:
@@ -60,7 +55,7 @@ def estimate(
     files = image_files(dataset)
     if not files:
         return None
-    store = round(size * ROOM)
+    store = stored_side(size)
     chosen = [files[i] for i in thinned(len(files), max(NUM_IMAGES, batch_size))]
     try:
         load = _load_rate(chosen, store, size, batch_size, device, getattr(innermost(dataset), "transform", None))

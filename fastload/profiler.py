@@ -18,7 +18,7 @@ import torch
 from fastload.devices import generators_kept, parse_device
 from fastload.errors import ConfigError, printable
 from fastload.profiling import ranks, terminal
-from fastload.profiling.actions import MEASURED, ROOM, UPPER_BOUND, Advice, advise, folder_to_convert
+from fastload.profiling.actions import MEASURED, UPPER_BOUND, Advice, advise, folder_to_convert, stored_side
 from fastload.profiling.busy import NUM_STEPS as WINDOW_STEPS
 from fastload.profiling.busy import Busy, BusyWindow
 from fastload.profiling.hook.describing import origin, shape_of
@@ -260,8 +260,8 @@ class Profile(Generic[Batch]):
             loops=(loop,), verdict=loop.verdict, cause=loop.cause, resident_gain=gain,
             actions=advise(Advice(
                 loop=loop, gain=gain, source=folder_to_convert(source, library), library=library,
-                converted=self._feeding.in_memory,
-                are_images=side is not None, store=None if side is None else round(side * ROOM),
+                converted=self._feeding.in_memory, are_images=side is not None,
+                store=None if side is None else stored_side(side),
                 num_cores=max(1, len(os.sched_getaffinity(0)) // ranks.num_here(self._world_size)),
                 num_workers=self._feeding.num_workers, persistent_workers=self._feeding.persistent_workers,
                 pinned=self._feeding.pinned, assume_gpu_rate=self._assume_gpu_rate,
@@ -380,8 +380,6 @@ def _watched(watch: Profile[Batch]) -> Iterator[Batch]:
         complete = True
     finally:
         watch.close(complete=complete)
-
-
 
 
 __all__ = ["Profile", "profile"]

@@ -14,7 +14,16 @@ from fastload.profiling.verdict import INPUT_BOUND_SHARE, PARTLY_SHARE
 MEASURED, UPPER_BOUND = "measured", "upper bound"
 WORTH = 1.05
 TRAIN = ("train", "training")
-ROOM = 8 / 7  # what is stored over what is trained on: an eighth is left for crops to move in
+
+
+def stored_side(size: int) -> int:
+    """Return the side to store images with that are trained on with `size`: an eighth is left for crops to move in."""
+    return round(size * 8 / 7)
+
+
+def resident_bytes(num_images: int, store: int) -> int:
+    """Return the memory of so many images of `store` x `store` pixels in three channels."""
+    return num_images * store * store * 3
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -11,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from fastload.errors import printable
-from fastload.profiling.actions import UPPER_BOUND, Advice, advise, folder_to_convert
+from fastload.profiling.actions import UPPER_BOUND, Advice, advise, folder_to_convert, resident_bytes, stored_side
+from fastload.profiling.hook.steps import NUM_WARMUP
 from fastload.profiling.loops import IN_MEMORY, Feeding, Measured, image_side, make_loop, worst
 from fastload.profiling.report import Action, Loop, Report, ResidentGain, Run, described
 from fastload.profiling.timing import Timing
 from fastload.profiling.verdict import Verdict
 
-NUM_WARMUP = 3  # as of steps.py
 MAX_LOOPS = 24  # of one process
-ROOM = 8 / 7  # stored sides leave an eighth for crops to move in
 
 Json = dict[str, Any]
 
@@ -138,8 +136,6 @@ def _name(loop: Json) -> str:
     return f"{loop['site']} {dataset}{count}"
 
 
-
-
 def _run(found: Found, about: Json) -> Run:
     first, shape = found.processes[0], about["batch_shape"]
     source = None if about["library"] else folder_to_convert(about["root"], about["library"])
@@ -164,8 +160,7 @@ def _gain(loop: Loop, about: Json) -> ResidentGain | None:
     side, count, share = image_side(about["batch_shape"]), about["num_samples"], loop.wait.share
     if about["placement"] in IN_MEMORY or side is None or share is None or share >= 1 or loop.steps.count == 0:
         return None
-    store = math.ceil(side * ROOM)
-    room = None if count is None else count * store * store * 3
+    room = None if count is None else resident_bytes(count, stored_side(side))
     return ResidentGain(speedup=1 / (1 - share), basis=UPPER_BOUND, memory_bytes=room, num_images=count)
 
 
@@ -174,7 +169,7 @@ def _actions(loop: Loop, about: Json, gain: ResidentGain | None, num_ranks: int 
     return advise(Advice(
         loop=loop, gain=gain, source=folder_to_convert(about["root"], about["library"]), library=about["library"],
         converted=about["placement"] in IN_MEMORY, are_images=side is not None,
-        store=None if side is None else math.ceil(side * ROOM),
+        store=None if side is None else stored_side(side),
         num_cores=max(1, len(os.sched_getaffinity(0)) // num_ranks), num_workers=about["num_workers"],
         persistent_workers=about["persistent_workers"], pinned=about["pin_memory"],
     ))  # fmt: skip
