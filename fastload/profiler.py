@@ -249,8 +249,7 @@ class Profile(Generic[Batch]):
             rank=self._rank, warmup=self._num_warmup,
         )  # fmt: skip
         gain = self._attempt(lambda: self._gain(timing, replay)) if again else None
-        shape, (source, library) = self._batch_shape, self._origin()
-        side = image_side(shape)
+        shape, side, (source, library) = self._batch_shape, image_side(self._batch_shape), self._origin()
         report = Report(
             environment=described(),
             run=Run(
@@ -278,10 +277,10 @@ class Profile(Generic[Batch]):
     def _hand_out(self) -> None:
         """Print the report and write it, where this rank has it."""
         if self.report is not None:
-            if not self._quiet:
-                self._say(lambda console: terminal.say(self.report or {}, console))
             if self._json is not None:
                 write_json(self._json, self.report)
+            if not self._quiet:
+                self._say(lambda console: terminal.say(self.report or {}, console))
 
     def _tick_last(self) -> None:
         self._system.look()
