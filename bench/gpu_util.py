@@ -77,7 +77,6 @@ def measure(data: Path, options: Options) -> dict[str, Any]:
     """
     folder, dataset = find_pair(data)
     device = parse_device(options.device)
-    # As conversion is advised: an eighth of room for the crop to move in.
     store = stored_side(options.size) if dataset is None else fastload.open_dataset(dataset).sample_shape[0]
     if store < options.size:
         raise ConfigError(

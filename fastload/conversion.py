@@ -80,7 +80,7 @@ def convert(
     if target is not None or (not isinstance(source, Source) and is_packed_table(source)):
         if task or dask:
             raise ConfigError("a table is converted in one go; leave task and dask out.")
-        return _convert_table(source, out, target, split, seed)
+        return _convert_table(source, out, target=target, split=split, seed=seed)
     settings = Settings(size=size, fit=fit, seed=seed, max_pixels=max_pixels, shard_bytes=SHARD_BYTES)
     workers = checked_workers(on_bad, workers)
     share = _share(task)
@@ -109,6 +109,16 @@ def convert(
             return folder
         finish(plan, output, finished_shards(plan, folder), digests)
     return output.path
+
+
+def _convert_table(source: str | Place | Source, out: str | Place | None, *, seed: int, **how: Any) -> Place:
+    """Read a table, with `how` for `read_table`, and write it."""
+    from fastload.conversion_tables import convert_table
+
+    if isinstance(source, Source):
+        raise ConfigError(f"{source.name} was listed as images; pass the table's path, or leave target out.")
+    path = free_output(out, source).path
+    return convert_table(read_table(source, seed=seed, **how), path, seed=seed)
 
 
 def _convert_on(dask: str, plan: Plan, output: Output, skip_bad: bool, progress: bool) -> Place:
@@ -185,18 +195,6 @@ def checked_workers(on_bad: str, workers: int | None) -> int:
     if not 1 <= workers <= MAX_WORKERS:
         raise ConfigError(f"workers={workers}: 1 to {MAX_WORKERS:,} processes decode; one per core is enough.")
     return workers
-
-
-def _convert_table(
-    source: str | Place | Source, out: str | Place | None, target: str | Sequence[str] | None,
-    split: Mapping[str, float] | None, seed: int,
-) -> Place:  # fmt: skip
-    from fastload.conversion_tables import convert_table
-
-    if isinstance(source, Source):
-        raise ConfigError(f"{source.name} was listed as images; pass the table's path, or leave target out.")
-    path = free_output(out, source).path
-    return convert_table(read_table(source, target=target, split=split, seed=seed), path, seed=seed)
 
 
 def free_output(out: str | Place | None, source: str | Place | Source = "") -> Output:

@@ -277,10 +277,10 @@ class Profile(Generic[Batch]):
     def _hand_out(self) -> None:
         """Print the report and write it, where this rank has it."""
         if self.report is not None:
-            if not self._quiet:
-                self._say(lambda console: terminal.say(self.report or {}, console))
             if self._json is not None:
                 write_json(self._json, self.report)
+            if not self._quiet:
+                self._say(lambda console: terminal.say(self.report or {}, console))
 
     def _tick_last(self) -> None:
         self._system.look()

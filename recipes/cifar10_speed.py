@@ -10,9 +10,8 @@ github.com/KellerJordan/cifar10-airbench); whitening and label smoothing at this
 and David Page's ("How to Train Your ResNet"). The code is our own, and images come through the Loader, Augment and
 Trainer of every other recipe. Jordan's airbench94.py comes to 94.01% in 9.9 epochs; 14 leave room for what differs
 here: bfloat16, another schedule, biases that do not decay. The seconds of a run are those of its epochs, loading
-included, and of one evaluation at its end. What comes before the first run (whitening, compiling, a warm-up of three
-steps) is told apart; moving data into memory when a run begins, and a checkpoint after each epoch, are left out.
-Not measured on a GPU yet; on a CPU it was run for a few steps only.
+included, and of one evaluation at its end; what comes before the first run (whitening, compiling, three steps to warm
+up) is told apart; moving data into memory and checkpoints are left out. Not measured on a GPU yet.
 """
 
 from __future__ import annotations
@@ -86,7 +85,8 @@ def main(s: Settings) -> None:
     if s.compile:
         # Here, once for all runs, and not by each Trainer: what Accelerate wraps around it is another one every time.
         layers.compile()
-    network, s = Views(layers, moved=s.tta), in_new_folder(s)
+    network = Views(layers, moved=s.tta)
+    s = in_new_folder(s)
     train_once(replace(s, epochs=1, max_steps=3, output=s.output / "warm-up"), network, filters, train, test, plain)
     before = time.perf_counter() - begin
     runs = [replace(s, seed=s.seed + n, output=s.output / f"run-{n + 1}") for n in range(s.runs)]

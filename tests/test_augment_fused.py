@@ -300,9 +300,10 @@ def test_tf32_changes_nothing() -> None:
 def test_labels_that_stay_on_the_cpu_are_mixed_by_the_shares_of_a_busy_gpu() -> None:
     augment, images, labels = Augment(MixUp(num_classes=8, per_sample=True)), smooth(8, 12, 11), torch.arange(8)
     expected = augment.reference(images, labels, seed=2)[1]
-    augment(images.cuda(), labels)  # compiled, before the GPU is kept busy
+    on_gpu = images.cuda()
+    augment(on_gpu, labels)  # compiled, before the GPU is kept busy
     torch.cuda._sleep(10**8)
-    soft = augment(images.cuda(), labels, seed=2)[1]
+    soft = augment(on_gpu, labels, seed=2)[1]
     assert torch.allclose(soft, expected, atol=1e-6)
 
 
