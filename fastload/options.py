@@ -12,7 +12,7 @@ Source = Annotated[
         metavar="SRC",
         help="A folder with one folder per class, or with split folders (train, valid, test and their usual other "
         "names) that hold them; a folder with labels in the file names (3_102.jpg) or in text files beside the "
-        "images; a list (.csv, .tsv, .txt); tars (shards/{000..099}.tar); .parquet; a table (.csv, .csv.gz, .tsv) "
+        "images; a list (.csv, .tsv, .txt); tars ('shards/{000..099}.tar'); .parquet; a table (.csv, .csv.gz, .tsv) "
         "with --target; the URL of any of these (s3://bucket/food11); torchvision:NAME; hf:NAME.",
         show_default=False,
     ),

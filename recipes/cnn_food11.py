@@ -7,7 +7,8 @@ python recipes/cnn_food11.py food11.fastload --model resnet50
 Published for this network on the real Food-11: 67% after 40 epochs; 76.5% after 200, with augmentation; 78% by voting
 (ensemble.py).
 
-Not measured yet, neither on Food-11 nor on flowers5 in its layout; the tests run it for two steps.
+Measured: flowers5 in Food-11's layout (README.md), 3,882 photographs of 5 classes, 12 epochs at 64 px: 66.2%; 4,042 s
+with long pauses, some 65 an epoch. On 2 cores of AMD EPYC; torch 2.11.0, Python 3.11.7, 2026-11-22. Not on Food-11.
 """
 
 from __future__ import annotations

@@ -17,9 +17,9 @@ import pytest
 import torch
 import torchvision.transforms.v2 as v2
 
-from fastload.augment import Augment, policies
+from fastload.augment import policies
 from fastload.augment.plan import Builder, Mixture, Pass, Plan
-from tests.augment_help import ks
+from tests.augment_help import ks, plan_of
 
 NUM = 20_000
 HEIGHT, WIDTH = 60, 80
@@ -69,7 +69,7 @@ def slots(monkeypatch: pytest.MonkeyPatch) -> Slots:
 
 
 def drawn(transforms: object) -> Plan:
-    return Augment(transforms).plan_of(NUM, HEIGHT, WIDTH, seed=17, epoch=3)
+    return plan_of(transforms, NUM, HEIGHT, WIDTH, seed=17, epoch=3)
 
 
 def outcomes(name: str, entry: tuple[Any, bool], bins: int, levels: list[int]) -> dict[Did, float]:

@@ -51,7 +51,7 @@ def test_gpu_util_measures_both_ways(tmp_path: Path) -> None:
         assert loop["efficiency"] == pytest.approx(real / min(load, replay), abs=1e-3)
     folder_loop, host_loop = result["loops"]
     assert folder_loop["sample"]["count"] == 13
-    assert (folder_loop["memory_bytes"], host_loop["memory_bytes"]) == (None, 13 * 36 * 36 * 3)
+    assert (folder_loop["memory_bytes"], host_loop["memory_bytes"]) == (None, 13 * 37 * 37 * 3)
     real, replay = (folder_loop["throughput"][name]["value"] for name in ("x_real", "x_replay"))
     load = host_loop["throughput"]["x_load"]["value"]
     assert result["resident_gain"]["speedup"] == pytest.approx(1 / (1 / replay + 1 / load) / real, rel=1e-3)

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 from torchvision.transforms import v2
 
-from fastload import Augment, Loader, convert, open_dataset
+from fastload import Loader, convert, open_dataset
 from fastload.augment.philox import draw_words
 from fastload.augment.plan import Pass
 from fastload.cut import parse_cut
 from fastload.records import Record, Source, stable_rank
 from fastload.resharding import Holdings
 from fastload.shares import Shares
+from tests.augment_help import plan_of
 
 
 def made(root: Path) -> Source:
@@ -50,8 +51,7 @@ def test_the_words_of_a_key() -> None:
 
 
 def test_the_draws_of_transforms_by_their_numbers() -> None:
-    augment = Augment([v2.RandomHorizontalFlip(), v2.RandomCrop(8)])
-    node = augment.plan_of(6, 20, 30, seed=1, epoch=2).nodes[0]
+    node = plan_of([v2.RandomHorizontalFlip(), v2.RandomCrop(8)], 6, 20, 30, seed=1, epoch=2).nodes[0]
     assert isinstance(node, Pass)
     assert (node.geometry.y.start.tolist(), node.geometry.x.start.tolist()) == (
         [12.0, 7.0, 2.0, 12.0, 12.0, 3.0],
