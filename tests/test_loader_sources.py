@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -311,4 +312,4 @@ def test_a_dataset_of_one_size_is_not_cut(dataset: Path) -> None:
 def _no_threads_left(nothing_compiles: None) -> Iterator[None]:
     before = num_threads()
     yield
-    assert comes_true(lambda: num_threads() <= before)
+    assert comes_true(lambda: num_threads() <= before), threading.enumerate()
