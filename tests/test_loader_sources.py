@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,6 +99,30 @@ def test_a_bad_sample_is_named(folder: Path, workers: int) -> None:
         list(loader)
     said = r"\w+: sample \d+ \(.*002\.jpg\) cannot be read \(UnidentifiedImageError: .*\); mend it, or leave it out\."
     assert re.fullmatch(said, str(caught.value))  # one sentence, whoever read it
+
+
+def remember(text: str) -> DatasetError:
+    FRAMES.append(sys._getframe())
+    return DatasetError(text)
+
+
+FRAMES: list[object] = []
+
+
+def test_a_bad_sample_ends_the_workers_though_its_error_holds_their_frames(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As errors do that were unpickled by tblib, which Dask installs."""
+    (folder / "train" / "bee" / "002.jpg").write_bytes(b"no image")
+    monkeypatch.setattr(DatasetError, "__reduce__", lambda error: (remember, (str(error),)))
+    before = num_threads()
+    try:
+        with pytest.raises(DatasetError, match="cannot be read"):
+            list(Loader(open_dataset(folder, size=20), 4, shuffle=False, workers=1))
+        assert FRAMES
+        assert comes_true(lambda: num_threads() <= before, 5)
+    finally:
+        FRAMES.clear()
 
 
 def test_images_of_their_own_sizes_are_cut(tmp_path: Path) -> None:
@@ -312,4 +337,4 @@ def test_a_dataset_of_one_size_is_not_cut(dataset: Path) -> None:
 def _no_threads_left(nothing_compiles: None) -> Iterator[None]:
     before = num_threads()
     yield
-    assert comes_true(lambda: num_threads() <= before), threading.enumerate()
+    assert comes_true(lambda: num_threads() <= before), [t.name for t in threading.enumerate()]

@@ -64,7 +64,10 @@ class FolderStore:
             # What led there stays in its cause. The frames would hold DataLoader's processes as long as it is kept.
             raise e.with_traceback(None)  # noqa: B904
         finally:
-            del batches  # ends its processes
+            # Its processes and threads end with it; but an error that Dask's pickling brought here holds its frames.
+            if (end := getattr(batches, "_shutdown_workers", None)) is not None:
+                end()
+            del batches
 
 
 class _OneByOne(torch.utils.data.Dataset[Sample | FastloadError]):
