@@ -125,13 +125,19 @@ class Filler:
         """Tell whether a shard stands there whole, as this run would write it."""
         metadata = finished_shard(self.plan, number, self.folder)
         # What an earlier run has skipped, this one must stop at, unless it was mended since: only reading it tells.
-        return metadata is not None and (self.skip_bad or not metadata["skipped"]) and not self.is_outdated(number)
+        return metadata is not None and (self.skip_bad or not metadata["skipped"]) and not self._has_changed(number)
 
     def is_outdated(self, number: int) -> bool:
         """Tell whether a shard stands there, of images that were changed since; see `changed_since`."""
+        if isinstance(self.folder, Url):  # nothing is known of those: no header is read
+            return False
+        return finished_shard(self.plan, number, self.folder) is not None and self._has_changed(number)
+
+    def _has_changed(self, number: int) -> bool:
+        """Tell whether images of a finished shard were changed since."""
         shard = self.plan.shards[number]
         file = self.folder / shard.file
-        if isinstance(file, Url) or finished_shard(self.plan, number, self.folder) is None:
+        if isinstance(file, Url):
             return False
         try:
             key = number, (made := file.stat()).st_mtime_ns
